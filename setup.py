@@ -1,0 +1,34 @@
+"Package metadata for pip, read from settings.ini so that every fact stands once"
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="], interpolation=None)
+parser.read(here / "settings.ini", encoding="utf8")
+cfg = parser["DEFAULT"]
+
+extras = {
+    key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")
+}
+extras["all"] = sorted({r for k, rs in extras.items() if k != "flash" for r in rs})
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf8") if (here / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license=cfg["license"].upper(),
+    author=cfg["author"],
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=["pgolf", "pgolf.*"]),
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={
+        "console_scripts": cfg.get("console_scripts", "").split(),
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
+    },
+    zip_safe=False,
+)
