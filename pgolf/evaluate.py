@@ -24,6 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bits import bits_per_byte
+from .model import StreamCache
+from .tokenizer import write_atomic
 
 # %% ../nbs/10_evaluate.ipynb #151de7c8
 class EvaluationError(ValueError):
@@ -402,10 +404,10 @@ class Score:
     tokens:int       # targets scored
     bytes:int        # UTF-8 bytes they stand for
     inputs:int       # tokens fed to the predictor, all windows together, on this process
-    seconds:dict     # per phase: predict, check, observe, total
-    cut:dict         # the EvalConfig
-    stream:str       # hash of the tokens scored: two scores compare only if it is the same
     stamps:tuple     # rules waived here, and illegal steps in the making of the predictor
+    seconds:dict = field(repr=False) # per phase: predict, check, observe, total
+    cut:dict = field(repr=False)     # the EvalConfig
+    stream:str = field(repr=False)   # hash of the tokens scored: two scores compare only if it is the same
     ledger:Ledger = field(repr=False)        # events of this process
     nats:np.ndarray = field(repr=False)      # [N] float32, loss of each position
     nbytes:np.ndarray = field(repr=False)    # [N] bytes of each target
@@ -443,9 +445,12 @@ class ModelPredictor:
         device=None,           # None = where its parameters are
         autocast=None,         # dtype of matrix products; None = bfloat16 on CUDA, off elsewhere
         max_logits:int=2**27,  # logits held at once: 512 MiB in float32
+        isolate:bool=False,    # attention within a window stops at a BOS, as in packed training
+        bos:int=1,             # id that starts a document
         **forward,             # more arguments of every forward, e.g. recurrent=True
     ):
         self.model, self.forward, self.max_logits, self.cache = model, forward, max_logits, None
+        self.isolate, self.bos = isolate, bos
         parameter = next(model.parameters(), None) if hasattr(model, 'parameters') else None
         self.device = torch.device(device or (parameter.device if parameter is not None else 'cpu'))
         self.autocast = autocast or (torch.bfloat16 if self.device.type == 'cuda' else None)
@@ -454,7 +459,16 @@ class ModelPredictor:
     def logits(self, ids:Tensor, **more)->Tensor: # [B, T, V] float32
         "One forward"
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            if self.isolate: return self._packed(ids.to(self.device), **more)
             return self.model(ids.to(self.device), **self.forward, **more).float()
+
+    def _packed(self, ids:Tensor, **more)->Tensor:
+        "All windows in one row, cut at their edges and at each BOS"
+        starts = ids == self.bos
+        starts[:, 0] = True
+        cuts = torch.cat([starts.flatten().nonzero()[:, 0], torch.tensor([ids.numel()], device=ids.device)]).int()
+        logits = self.model(ids.flatten()[None], cu_seqlens=cuts, max_seqlen=ids.shape[1], **self.forward, **more)
+        return logits.float().view(*ids.shape, -1)
 
     @torch.no_grad()
     def log_probs(self, query:Query)->Tensor: # [M, V]
@@ -469,11 +483,21 @@ class ModelPredictor:
 
     def _carry(self, query:Query)->Tensor:
         "Streaming: keys and values of earlier queries are in the cache"
-        if query.carries == 'begin': self.cache = self.model.new_cache(len(query.ids), query.window)
+        if query.carries == 'begin': self.cache = StreamCache(query.window)
         logits = self.logits(query.ids, cache=self.cache)
         return torch.log_softmax(logits[query.rows, query.cols], -1)
 
     def observe(self, segment:Segment): "Learn nothing"
+
+    def state(self)->dict: # tensors and numbers
+        "What a resumed evaluation needs: nothing, but for the cache of a stream under way"
+        return dict(cache=dict(vars(self.cache))) if self.cache is not None else {}
+
+    def load_state(self, state:dict, prefix:Tensor):
+        "The inverse of `state`"
+        if 'cache' not in state: return
+        self.cache = StreamCache(state['cache']['window'])
+        vars(self.cache).update(state['cache'])
 
 # %% ../nbs/10_evaluate.ipynb #aac59c40
 class Evaluation:
@@ -487,6 +511,7 @@ class Evaluation:
         accept_illegal:bool=False, # leave the rows' sums unchecked, and say so
         on_rows:Callable|None=None, # sees (positions, rows) after each booking
     ):
+        if hasattr(predictor, 'reset'): predictor.reset()
         self.predictor, self.ids, self.cfg, self.on_rows = predictor, ids, cfg, on_rows
         self.vocab, self.nbytes = byte_table.vocab, byte_table.count(ids[:-1], ids[1:])
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -591,7 +616,7 @@ def final_score(
     run.books.complete()
     nats, spans = run.books.nats, document_spans(run.ids, run.cfg.bos)
     return Score(nats.double().mean().item(), bits_per_byte(nats, run.nbytes), len(nats), int(run.nbytes.sum()), run.inputs,
-                 run.seconds, asdict(run.cfg), stream_digest(run.ids), run.stamps, run.ledger, nats.numpy(), run.nbytes.numpy(), spans.numpy())
+                 run.stamps, run.seconds, asdict(run.cfg), stream_digest(run.ids), run.ledger, nats.numpy(), run.nbytes.numpy(), spans.numpy())
 
 # %% ../nbs/10_evaluate.ipynb #1de77042
 def _fingerprint(run:Evaluation)->str:
@@ -610,9 +635,7 @@ def save_evaluation(
                  ledger=run.ledger.to_json(), predictor=run.predictor.state() if hasattr(run.predictor, 'state') else {})
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    part = Path(f"{path}.part")
-    part.write_bytes(buffer.getvalue())
-    part.replace(path)
+    write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/10_evaluate.ipynb #ad102d74
 def load_evaluation(
