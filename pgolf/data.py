@@ -15,6 +15,7 @@ __all__ = ['MAGIC', 'VERSION', 'HEADER_BYTES', 'RECORD', 'SHARD_TOKENS', 'HUB', 
 import ast, hashlib, json, os, platform, queue, re, secrets, shutil, sysconfig, threading, warnings, weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -469,17 +470,13 @@ def fetch_file(
     for attempt in range(tries):
         path = home/file.path
         try: hf_hub_download(repo, file.path, repo_type="dataset", revision=commit, local_dir=home, endpoint=endpoint,
-                             force_download=bool(problem), tqdm_class=None if progress else _NoBar)
+                             force_download=bool(problem), tqdm_class=partial(tqdm, leave=False, disable=not progress))
         except Exception as e: problem = _first_line(e)
         else: problem = file.problem(path)
         if not problem: return path
         path.unlink(missing_ok=True)
     raise DownloadError(f"{file.path} of {repo} stayed bad in {tries} attempts ({problem}); "
                         "what is whole is kept: run the same again to go on from there")
-
-class _NoBar(tqdm):
-    "A progress bar that is not shown"
-    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs | {"disable": True})
 
 # %% ../nbs/02_data.ipynb #b2ca4fc0
 def download_dataset(
