@@ -435,8 +435,8 @@ class Score:
         return at + 1, nats[at] / math.log(2) / np.maximum(size[at], 1)
 
     def save_positions(self, path):
-        "Loss and bytes of each target, as a compressed npz"
-        np.savez_compressed(path, nats=self.nats, bytes=self.nbytes)
+        "Loss and bytes of each target, and where documents lie, as a compressed npz"
+        np.savez_compressed(path, nats=self.nats, bytes=self.nbytes, documents=self.documents)
 
 # %% ../nbs/10_evaluate.ipynb #0113f350
 class ModelPredictor:
@@ -499,7 +499,9 @@ class ModelPredictor:
         "The inverse of `state`"
         if 'cache' not in state: return
         self.cache = StreamCache(state['cache']['window'])
-        vars(self.cache).update(state['cache'])
+        move = lambda x: None if x is None else x.to(self.device)
+        kept = {place: tuple(map(move, pair)) for place, pair in state['cache']['kept'].items()}
+        vars(self.cache).update(state['cache'], kept=kept, **{k: move(state['cache'][k]) for k in ('previous_id', 'previous_x')})
 
 # %% ../nbs/10_evaluate.ipynb #aac59c40
 class Evaluation:
