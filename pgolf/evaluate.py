@@ -6,9 +6,9 @@
 __all__ = ['EVAL_CHOICES', 'EVAL_POSITIVE', 'EvaluationError', 'full_windows', 'sliding_windows', 'document_spans',
            'document_windows', 'lane_spans', 'EvalConfig', 'Revealed', 'Query', 'Segment', 'check_rows', 'Books',
            'EventLedger', 'EvalStep', 'EvalPiece', 'rank_share', 'window_pieces', 'document_pieces', 'stream_pieces',
-           'eval_plan', 'make_query', 'Score', 'ModelPredictor', 'Evaluation', 'ask_query', 'reveal_booked',
-           'run_piece', 'stream_digest', 'final_score', 'save_evaluation', 'load_evaluation', 'drive_evaluation',
-           'evaluate']
+           'eval_plan', 'make_query', 'Score', 'packed_logits', 'ModelPredictor', 'Evaluation', 'ask_query',
+           'reveal_booked', 'run_piece', 'stream_digest', 'final_score', 'save_evaluation', 'load_evaluation',
+           'drive_evaluation', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #072b4efa
 import hashlib, io, json, math, time
@@ -439,6 +439,19 @@ class Score:
         np.savez_compressed(path, nats=self.nats, bytes=self.nbytes, documents=self.documents)
 
 # %% ../nbs/10_evaluate.ipynb #0113f350
+def packed_logits(
+    model,      # a GPT
+    ids:Tensor, # [B, T] windows
+    bos:int,    # id that starts a document
+    **forward,  # more arguments of the forward
+)->Tensor:      # [B, T, V]
+    "All windows in one packed row; attention crosses neither their edges nor a BOS"
+    starts = ids == bos
+    starts[:, 0] = True
+    cuts = torch.cat([starts.flatten().nonzero()[:, 0], torch.tensor([ids.numel()], device=ids.device)]).int()
+    return model(ids.flatten()[None], cu_seqlens=cuts, max_seqlen=ids.shape[1], **forward).unflatten(1, ids.shape)[0]
+
+# %% ../nbs/10_evaluate.ipynb #25255ea1
 class ModelPredictor:
     "A model that predicts and does not learn"
     learns = False
@@ -461,16 +474,8 @@ class ModelPredictor:
     def logits(self, ids:Tensor, **more)->Tensor: # [B, T, V] float32
         "One forward"
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            if self.isolate: return self._packed(ids.to(self.device), **more)
+            if self.isolate: return packed_logits(self.model, ids.to(self.device), self.bos, **self.forward, **more).float()
             return self.model(ids.to(self.device), **self.forward, **more).float()
-
-    def _packed(self, ids:Tensor, **more)->Tensor:
-        "All windows in one row, cut at their edges and at each BOS"
-        starts = ids == self.bos
-        starts[:, 0] = True
-        cuts = torch.cat([starts.flatten().nonzero()[:, 0], torch.tensor([ids.numel()], device=ids.device)]).int()
-        logits = self.model(ids.flatten()[None], cu_seqlens=cuts, max_seqlen=ids.shape[1], **self.forward, **more)
-        return logits.float().view(*ids.shape, -1)
 
     @torch.no_grad()
     def log_probs(self, query:Query)->Tensor: # [M, V]
