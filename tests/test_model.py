@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pgolf.model import GATE_KINDS, GPT, MLP_KINDS, PARALLEL_KINDS, SKIP_KINDS, ConfigError, GPTConfig, StreamCache, token_loss
 
 VOCAB = 40
-quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
