@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPERMILL_NAMES', 'Refusal', 'plainly', 'check_parameters', 'unknown_name', 'parameter_value', 'parse_overrides',
-           'literal', 'RunRecord', 'read_record', 'make_way', 'repo_root', 'Table', 'cell_text', 'Picture',
-           'read_steps', 'running_mean', 'loss_picture', 'LivePlot', 'step_line', 'byte_picture', 'bpb_picture',
-           'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes', 'compressor_bpb',
-           'split_text']
+           'literal', 'recipe_changes', 'RunRecord', 'read_record', 'make_way', 'repo_root', 'Table', 'cell_text',
+           'Picture', 'read_steps', 'running_mean', 'loss_picture', 'LivePlot', 'step_line', 'byte_picture',
+           'bpb_picture', 'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes',
+           'compressor_bpb', 'split_text']
 
 # %% ../nbs/18_lab.ipynb #cfe049c6
 import ast
@@ -105,25 +105,33 @@ def literal(
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
+# %% ../nbs/18_lab.ipynb #0058341f
+def recipe_changes(
+    asked:dict, # parameters: seed, steps, minutes, overrides
+)->dict:        # overrides for the recipe
+    "Turns a run's parameters into changes of its recipe"
+    for name, least in dict(nproc=1, steps=0, minutes=0).items():
+        if asked.get(name, least) < least: raise Refusal(f"parameter {name} must be at least {least}, not {asked[name]}")
+    changes = {"seed": asked["seed"], **asked["overrides"]}
+    if asked["steps"]: changes["steps"] = asked["steps"]
+    if asked["minutes"]: changes["max_seconds"] = 60*asked["minutes"]
+    return changes
+
 # %% ../nbs/18_lab.ipynb #a52113d7
 class RunRecord:
     "run.json: what was asked, on what it ran, seconds per phase"
     def __init__(self,
-        run,          # run folder
-        **facts,      # what was asked
+        run,          # run folder, made when missing
+        **facts,      # what is known at the start
     ):
-        self.path, self.facts = Path(run)/"run.json", {**facts, "seconds": {}, "finished": False}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.write()
-
-    def write(self):
-        "Replaces run.json whole"
-        write_atomic(self.path, json.dumps(self.facts, indent=1).encode())
+        self.path = Path(run)/"run.json"
+        self.facts = {"finished": False, "seconds": {}, **facts}
+        self.note()
 
     def note(self, **facts):
-        "Adds facts"
+        "Adds facts and replaces run.json whole"
         self.facts.update(facts)
-        self.write()
+        write_atomic(self.path, json.dumps(self.facts, indent=1).encode())
 
     @contextmanager
     def phase(self,
@@ -132,8 +140,7 @@ class RunRecord:
         "Times a block"
         began = time.monotonic()
         yield
-        self.facts["seconds"][name] = round(time.monotonic() - began, 1)
-        self.write()
+        self.note(seconds={**self.facts["seconds"], name: round(time.monotonic() - began, 1)})
 
 # %% ../nbs/18_lab.ipynb #ad8a4ee4
 def read_record(
@@ -145,16 +152,16 @@ def read_record(
 
 # %% ../nbs/18_lab.ipynb #970cb694
 def make_way(
-    run,        # run folder
-    asked:dict, # settings of the run about to start
-)->Path|None:   # where an earlier run went; None when there is nothing to move
+    run,           # run folder
+    settings:dict, # all that decides the result of the run about to start
+)->Path|None:      # where an earlier run went; None when there was nothing to move
     "Clears a run's folder for it: keeps what is there under a new name, unless it can go on"
     run = Path(run)
     if run.exists() and not run.is_dir(): raise Refusal(f"{run} is a file: name a folder for the run in out")
-    if not run.exists() or not any(p for p in run.iterdir() if not p.name.startswith(".")): return None
+    if not run.exists() or all(p.name.startswith(".") for p in run.iterdir()): return None
     earlier = read_record(run)
     if not earlier: raise Refusal(f"{run} holds files but no run: name an empty or a new folder in out")
-    if earlier.get("asked") == asked and not earlier.get("finished"): return None
+    if earlier.get("settings") == settings and not earlier.get("finished"): return None
     n = 1
     while (aside := run.with_name(f"{run.name}.{n}")).exists(): n += 1
     return run.rename(aside)
@@ -232,7 +239,7 @@ def read_steps(
 # %% ../nbs/18_lab.ipynb #d9c3af7d
 def running_mean(
     values,          # one number per step
-    beta:float=0.9,  # share of the past that is kept at each step
+    beta:float=0.8,  # share of the past that is kept at each step
 )->list:             # as long
     "Exponential mean, unbiased from the first value on"
     total = weight = 0.0
