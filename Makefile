@@ -25,7 +25,7 @@ $(STAMP): setup.py settings.ini constraints.txt
 
 run: $(STAMP)    ## train, pack, reload and score the tiny model; ends with the result table
 	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
-	  -p recipe $(RECIPE) -p seed $(SEED) --log-output --no-progress-bar
+	  -p recipe $(RECIPE) -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
 
 test: $(STAMP)   ## every check, in the order that fails fastest
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPERMILL_NAMES', 'Refusal', 'plainly', 'check_parameters', 'unknown_name', 'parameter_value', 'parse_overrides',
            'literal', 'recipe_changes', 'RunRecord', 'read_record', 'make_way', 'repo_root', 'Table', 'cell_text',
-           'Picture', 'read_steps', 'running_mean', 'loss_picture', 'LivePlot', 'step_line', 'byte_picture',
+           'Picture', 'read_events', 'running_mean', 'loss_picture', 'LivePlot', 'step_line', 'byte_picture',
            'bpb_picture', 'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes',
            'compressor_bpb', 'split_text']
 
@@ -227,14 +227,15 @@ class Picture:
         return out.getvalue()
 
 # %% ../nbs/18_lab.ipynb #a4e50678
-def read_steps(
+def read_events(
     run,      # run folder
-)->list[dict]: # one for each logged step: step, seconds, loss, lr, ...
-    "The steps in a run's train.jsonl so far"
+    kind:str, # "start", "step" or "end"
+)->list[dict]: # events of this kind, in order
+    "Events in a run's train.jsonl so far"
     try: text = (Path(run)/"train.jsonl").read_text(encoding="utf8")
     except FileNotFoundError: return []
     events = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-    return [e for e in events if e.get("event") == "step"]
+    return [e for e in events if e.get("event") == kind]
 
 # %% ../nbs/18_lab.ipynb #d9c3af7d
 def running_mean(
@@ -251,7 +252,7 @@ def running_mean(
 
 # %% ../nbs/18_lab.ipynb #c79acb9c
 def loss_picture(
-    steps:list, # as `read_steps` gives them
+    steps:list, # as `read_events` gives them
 )->Picture:
     "Training loss and learning rate over steps"
     pic = Picture("training loss and learning rate", panels=2)
@@ -279,7 +280,7 @@ class LivePlot:
     def __call__(self, last:bool=False): # `last`: the run is over, draw and speak if there is news
         now = time.monotonic()
         if not last and now - self.drawn < self.redraw: return
-        self.drawn, steps = now, read_steps(self.run)
+        self.drawn, steps = now, read_events(self.run, "step")
         if not steps or steps[-1]["step"] == self.seen: return
         self.show(loss_picture(steps))
         if last or now - self.spoken >= self.speak:
@@ -293,7 +294,7 @@ class LivePlot:
 
 # %% ../nbs/18_lab.ipynb #05da12e3
 def step_line(
-    steps:list, # as `read_steps` gives them
+    steps:list, # as `read_events` gives them
 )->str:
     "The newest step in one line"
     s = steps[-1]
@@ -367,12 +368,11 @@ def xz_bytes(text:bytes, before:bytes=b"")->int:
 
 # %% ../nbs/18_lab.ipynb #2eb0c868
 def zstd_bytes(text:bytes, before:bytes=b"")->int:
-    "Size of `text` with `zstd -19`, with `before` as its dictionary"
-    if not before: return len(zstandard.ZstdCompressor(level=19).compress(text))
-    known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    window = max(10, (len(text) + len(before)).bit_length())
-    params = zstandard.ZstdCompressionParameters.from_level(19, window_log=min(window, 27), enable_ldm=True)
-    return len(zstandard.ZstdCompressor(dict_data=known, compression_params=params).compress(text))
+    "Size of `text` with `zstd -19`, after `before`"
+    window = min(27, max(23, (len(text) + len(before)).bit_length()))
+    params = zstandard.ZstdCompressionParameters.from_level(19, window_log=window)
+    size = lambda data: len(zstandard.ZstdCompressor(compression_params=params).compress(data))
+    return size(before + text) - size(before) if before else size(text)
 
 # %% ../nbs/18_lab.ipynb #041f8555
 def brotli_bytes(text:bytes, before:bytes=b"")->int:

@@ -184,3 +184,9 @@ def test_the_notebook_check_sees_a_stale_module_an_edited_one_and_an_unclean_not
         "nbs/00_bits.ipynb: differs; run nbdev_clean && nbdev_export",
         "pgolf/bits.py: differs; run nbdev_clean && nbdev_export",
         "pgolf/stale.py: no notebook exports it; remove it"]
+
+
+def test_links_in_the_texts_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        links = re.findall(r"\]\((?![a-z]+:|#)([^)]+)\)", (ROOT / name).read_text(encoding="utf8"))
+        assert [link for link in links if not (ROOT / link).exists()] == [], name

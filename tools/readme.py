@@ -1,8 +1,10 @@
 """README.md from nbs/index.ipynb: `python tools/readme.py` writes it, `--check` says whether it is up to date.
 
-Cells that start with `#| hide` stay out, the others go through nbconvert; images keep one copy, under nbs/."""
+Cells that start with `#| hide` stay out, the others go through nbconvert; links
+are turned to start from the root of the repository."""
 import re
 import sys
+from os.path import normpath
 from pathlib import Path
 
 import nbformat
@@ -23,7 +25,7 @@ def readme(index):
     nb.cells = [c for c in nb.cells if not hidden(c)]
     nb.metadata["language_info"] = {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    text = re.sub(r"\]\(images/", "](nbs/images/", text)
+    text = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", lambda m: f"]({normpath('nbs/' + m[1])})", text)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return text + "\n<!-- made from nbs/index.ipynb by `make readme`: edit there -->\n"
 
