@@ -209,7 +209,7 @@ def backend_missing(
     return "" if found else f"the package `{module}` is not installed"
 
 # %% ../nbs/03_attention.ipynb #97a24127
-@lru_cache
+@torch.compiler.assume_constant_result # a graph is compiled for one machine
 def pick_backend(
     device:str,          # "cpu" or "cuda"
     dtype:torch.dtype,   # of queries, keys and values
@@ -217,6 +217,11 @@ def pick_backend(
     forced:str|None=None,# take this one or fail
 )->str:                  # a key of ATTENTION_BACKENDS
     "The fastest attention backend this machine has, logged once; ValueError where a forced one is missing"
+    return _pick_backend(device, dtype, packed, forced)
+
+@lru_cache
+def _pick_backend(device:str, dtype:torch.dtype, packed:bool, forced:str|None)->str:
+    "`pick_backend`, once per question"
     if forced is not None and forced not in ATTENTION_BACKENDS:
         raise ValueError(f"attention backend {forced!r} is unknown: choose from {', '.join(ATTENTION_BACKENDS)}")
     if forced is not None and (why := backend_missing(forced, device, dtype)):

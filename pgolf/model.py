@@ -464,6 +464,19 @@ class GPT(nn.Module):
                           else "proj" if n.endswith("_proj") or n.startswith("flow.") and n != "flow.gate" else "control")
         return {name: role(name) for name, _ in self.named_parameters()}
 
+    def unused(self,
+        recurrent:bool|None=None,        # as in `forward`
+    )->dict[str, tuple[slice|str, str]]: # name -> (the idle rows, or "whole"; why)
+        "Parameters, or rows of them, that get no gradient in this mode, each with its reason"
+        c, order, out = self.cfg, self.order(recurrent), {}
+        def idle(name, rows, why):
+            n = len(self.get_parameter(name))
+            if n - rows.start > 0: out[name] = ("whole" if rows.start == 0 and rows.stop in (None, n) else rows, why)
+        if c.value_residual and order.count(0) == 1: idle("vr_lambda", slice(0, 1), "the first layer run has no earlier values to blend in")
+        for name in ("skip_w", "skip_g"):
+            if hasattr(self, name): idle(name, slice(len(order) // 2, None), "the plain order has fewer skips than the recurrent one")
+        return out
+
     def forward(self,
         ids_BT:Tensor,                 # token ids
         cu_seqlens:Tensor|None=None,   # [N+1] int32 documents of a packed row (B = 1), each its own world
@@ -478,6 +491,7 @@ class GPT(nn.Module):
         if cache is not None and cu_seqlens is not None: raise ValueError("a stream cache continues one row; it cannot go with cu_seqlens")
         run = _begin(self, ids_BT, cu_seqlens, through, cache)
         run.adapters, run.tap, run.max_seqlen, run.backend = adapters, tap, max_seqlen, self.backend
+        run.see("x0", run.x0)
         order = self.order(recurrent)
         return _head(self, run, len(order), _stack(self, run, order))
 
