@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PAPERMILL_NAMES', 'Refusal', 'plainly', 'check_parameters', 'unknown_name', 'parameter_value', 'parse_overrides',
            'literal', 'recipe_changes', 'RunRecord', 'read_record', 'make_way', 'repo_root', 'Table', 'cell_text',
-           'Picture', 'read_events', 'running_mean', 'loss_picture', 'LivePlot', 'step_line', 'byte_picture',
-           'bpb_picture', 'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes',
-           'compressor_bpb', 'split_text']
+           'Picture', 'read_events', 'running_mean', 'loss_picture', 'LivePlot', 'byte_picture', 'bpb_picture',
+           'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes', 'compressor_bpb',
+           'split_text']
 
 # %% ../nbs/18_lab.ipynb #cfe049c6
 import ast
@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 
 from .data import Dataset, read_shard
 from .tokenizer import BOS, load_tokenizer, write_atomic
+from .train import read_log
 
 # %% ../nbs/18_lab.ipynb #c44de38b
 class Refusal(ValueError):
@@ -232,10 +233,7 @@ def read_events(
     kind:str, # "start", "step" or "end"
 )->list[dict]: # events of this kind, in order
     "Events in a run's train.jsonl so far"
-    try: text = (Path(run)/"train.jsonl").read_text(encoding="utf8")
-    except FileNotFoundError: return []
-    events = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-    return [e for e in events if e.get("event") == kind]
+    return [e for e in read_log(Path(run)/"train.jsonl") if e["event"] == kind]
 
 # %% ../nbs/18_lab.ipynb #d9c3af7d
 def running_mean(
@@ -267,39 +265,26 @@ def loss_picture(
 
 # %% ../nbs/18_lab.ipynb #589c983b
 class LivePlot:
-    "Follows a run's train.jsonl: a picture replaced in place, and now and then a line"
+    "Follows a run's train.jsonl: one picture, replaced in place whenever there is news"
     def __init__(self,
-        run,                  # run folder
-        redraw:float=3.0,     # seconds between pictures
-        speak:float=15.0,     # seconds between lines
-        say=print,            # gets the lines
+        run,              # run folder
+        every:float=3.0,  # seconds between pictures, at least
     ):
-        self.run, self.redraw, self.speak, self.say = run, redraw, speak, say
-        self.handle, self.drawn, self.spoken, self.seen = None, -math.inf, -math.inf, -1
+        self.run, self.every, self.handle = run, every, None
+        self.drawn, self.seen = -math.inf, 0
 
-    def __call__(self, last:bool=False): # `last`: the run is over, draw and speak if there is news
+    def __call__(self, last:bool=False): # `last`: the run is over, do not wait
         now = time.monotonic()
-        if not last and now - self.drawn < self.redraw: return
+        if not last and now - self.drawn < self.every: return
         self.drawn, steps = now, read_events(self.run, "step")
-        if not steps or steps[-1]["step"] == self.seen: return
+        if len(steps) == self.seen: return
+        self.seen = len(steps)
         self.show(loss_picture(steps))
-        if last or now - self.spoken >= self.speak:
-            self.spoken, self.seen = now, steps[-1]["step"]
-            self.say(step_line(steps))
 
-    def show(self, picture):
+    def show(self, picture:Picture):
         "Puts the picture where the one before it was"
         if self.handle: self.handle.update(picture)
         else: self.handle = display(picture, display_id=True)
-
-# %% ../nbs/18_lab.ipynb #05da12e3
-def step_line(
-    steps:list, # as `read_events` gives them
-)->str:
-    "The newest step in one line"
-    s = steps[-1]
-    return (f"step {s['step']:>6,}  loss {running_mean([t['loss'] for t in steps])[-1]:.4f}  "
-            f"lr x{s['lr']:.2f}  {s.get('tokens_per_s') or 0:>9,.0f} tokens/s  {s['seconds']:.0f} s")
 
 # %% ../nbs/18_lab.ipynb #310cf5e7
 def byte_picture(
