@@ -1,6 +1,7 @@
 "Shared by all tests: where the repository is, and one core per test process"
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,12 @@ def small_run(small_text):
     "Parameters of the record notebook that make it a matter of seconds"
     return {"data": str(small_text), "steps": 6,
             "overrides": "vocab=320 dim=64 heads=2 kv_heads=1 layers=2 batch_tokens=2048 seq_len=256"}
+
+
+@pytest.fixture(scope="session")
+def bench(root, tmp_path_factory):
+    "A folder that a run notebook takes for the repository, so that runs and data of tests lie elsewhere"
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copytree(root / "nbs" / "runs", folder / "nbs" / "runs", ignore=shutil.ignore_patterns(".*"))
+    shutil.copy(root / "settings.ini", folder)
+    return folder

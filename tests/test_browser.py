@@ -68,21 +68,20 @@ def jupyterlab(folder, home):
         log.close()
 
 
-def small_copy(root, folder, parameters):
-    "A copy of the repository's notebooks in which the parameters cell says what this test wants"
-    shutil.copytree(root / "nbs" / "runs", folder / "nbs" / "runs", ignore=shutil.ignore_patterns(".*"))
-    shutil.copy(root / "settings.ini", folder)
-    nb = nbformat.read(folder / NOTEBOOK, as_version=4)
+def type_parameters(path, parameters):
+    "Sets parameters as a person would: at the end of the cell that holds them"
+    nb = nbformat.read(path, as_version=4)
     cell = next(c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
     cell.source += "\n" + "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    nbformat.write(nb, folder / NOTEBOOK)
+    nbformat.write(nb, path)
     return nb
 
 
-def test_record_runs_cell_by_cell_in_jupyterlab(root, tmp_path, small_run):
+def test_record_runs_cell_by_cell_in_jupyterlab(bench, tmp_path, small_run):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     folder = tmp_path / "repo"
-    nb = small_copy(root, folder, small_run)
+    shutil.copytree(bench, folder, ignore=shutil.ignore_patterns("out", "data"))
+    nb = type_parameters(folder / NOTEBOOK, small_run)
     with jupyterlab(folder, tmp_path / "home") as address, sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})

@@ -20,6 +20,7 @@ from pgolf.data import open_dataset, read_shard, write_shard
 from pgolf.lab import Refusal
 
 NOTEBOOK = "nbs/runs/record.ipynb"
+ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 pytestmark = pytest.mark.slow
 
 
@@ -30,11 +31,10 @@ def command(out, **parameters):
     return [sys.executable, "-m", "papermill", NOTEBOOK, f"{out}.ipynb", "--no-progress-bar", *words]
 
 
-def papermill(root, out, **parameters):
+def papermill(bench, out, **parameters):
     "Runs it to its end: exit code, all it said, the executed notebook"
     out.parent.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command(out, **parameters), cwd=root, env=env, stdin=subprocess.DEVNULL,
+    done = subprocess.run(command(out, **parameters), cwd=bench, env=ENV, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
     return done.returncode, done.stdout, nbformat.read(f"{out}.ipynb", as_version=4)
 
@@ -53,10 +53,10 @@ def sha256(path):
 
 
 @pytest.fixture(scope="session")
-def finished(root, tmp_path_factory, small_run):
+def finished(bench, tmp_path_factory, small_run):
     "One whole small run"
     out = tmp_path_factory.mktemp("finished") / "run"
-    code, said, nb = papermill(root, out, **small_run)
+    code, said, nb = papermill(bench, out, **small_run)
     assert code == 0, said
     return out, nb
 
@@ -86,24 +86,24 @@ def test_the_score_is_that_of_the_bytes_of_the_text(finished):
     assert np.isclose(score["val_bpb"], each["nats"].sum() / np.log(2) / each["bytes"].sum())
 
 
-def test_the_same_seed_gives_the_same_artifact_and_score(root, tmp_path, finished, small_run):
+def test_the_same_seed_gives_the_same_artifact_and_score(bench, tmp_path, finished, small_run):
     out, _ = finished
-    code, said, _ = papermill(root, tmp_path / "again", **small_run)
+    code, said, _ = papermill(bench, tmp_path / "again", **small_run)
     assert code == 0, said
     first, second = (json.loads((f / "run.json").read_text())["result"] for f in (out, tmp_path / "again"))
     assert first == second
 
 
-def test_an_unknown_parameter_fails_papermill_in_a_sentence(root, tmp_path):
-    code, said, _ = papermill(root, tmp_path / "run", sede=3)
+def test_an_unknown_parameter_fails_papermill_in_a_sentence(bench, tmp_path):
+    code, said, _ = papermill(bench, tmp_path / "run", sede=3)
     last = said.strip().splitlines()[-1]
     assert code != 0 and last.startswith("Refusal: unknown parameter 'sede': did you mean 'seed'?")
     assert not (tmp_path / "run").exists()
 
 
-def refusal(root, parameters):
+def refusal(bench, parameters):
     "The sentence with which the notebook's cells, run here with these parameters, refuse to go on"
-    nb, scope = nbformat.read(root / NOTEBOOK, as_version=4), {}
+    nb, scope = nbformat.read(bench / NOTEBOOK, as_version=4), {}
     for cell in nb.cells:
         if cell.cell_type == "code":
             assert "run_command(" not in cell.source, "got as far as training"
@@ -127,38 +127,38 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_work_is_refused_before_anything_is_made(root, tmp_path, monkeypatch, case):
-    monkeypatch.chdir(root)
+def test_what_cannot_work_is_refused_before_anything_is_made(bench, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(bench)
     parameters, words = BAD[case]
-    said = refusal(root, {**parameters, "out": str(tmp_path / "run")})
+    said = refusal(bench, {**parameters, "out": str(tmp_path / "run")})
     assert words in said and "\n" not in said
     assert not (tmp_path / "run").exists()
 
 
-def test_another_vocabulary_is_refused(root, tmp_path, monkeypatch, finished):
-    monkeypatch.chdir(root / "nbs" / "runs")
+def test_another_vocabulary_is_refused(bench, tmp_path, monkeypatch, finished):
+    monkeypatch.chdir(bench / "nbs" / "runs")
     data = json.loads((finished[0] / "run.json").read_text())["settings"]["data"]
-    said = refusal(root, {"data": data, "out": str(tmp_path / "run")})
+    said = refusal(bench, {"data": data, "out": str(tmp_path / "run")})
     assert "vocabulary" in said and "320" in said and "1024" in said
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_run_is_left_alone(root, tmp_path, monkeypatch, small_run):
-    monkeypatch.chdir(root)
+def test_a_folder_that_is_no_run_is_left_alone(bench, tmp_path, monkeypatch, small_run):
+    monkeypatch.chdir(bench)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    assert "holds files but no run" in refusal(root, {**small_run, "out": str(tmp_path / "mine")})
+    assert "holds files but no run" in refusal(bench, {**small_run, "out": str(tmp_path / "mine")})
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_failing_training_process_fails_the_notebook_with_its_last_lines(root, tmp_path, finished, small_run):
+def test_a_failing_training_process_fails_the_notebook_with_its_last_lines(bench, tmp_path, finished, small_run):
     good = Path(json.loads((finished[0] / "run.json").read_text())["settings"]["data"])
     shutil.copytree(good.parents[1], tmp_path / "data")
     shard = next((tmp_path / "data" / "datasets" / good.name).glob("*_train_*.bin"))
     ids = np.array(read_shard(shard))
     ids[len(ids) // 2] = 9999
     write_shard(shard, ids)
-    code, said, nb = papermill(root, tmp_path / "run", **{**small_run, "data": shard.parent})
+    code, said, nb = papermill(bench, tmp_path / "run", **{**small_run, "data": shard.parent})
     assert code != 0
     end = said[said.rindex("CommandError"):]
     assert "9999" in end and shard.name in end and "elastic" not in end
@@ -185,14 +185,13 @@ def wait_gone(word, seconds):
     return [p.cmdline() for p in mentioning(word)]
 
 
-def test_a_killed_run_leaves_nothing_running_and_nothing_half_written(root, tmp_path, finished, small_run):
+def test_a_killed_run_leaves_nothing_running_and_nothing_half_written(bench, tmp_path, finished, small_run):
     out, rng = tmp_path / "run", random.Random(time.time_ns())
-    env = {**os.environ, "PYTHONPATH": str(root)}
     whole = json.loads((finished[0] / "run.json").read_text())["result"]
     moments = [rng.uniform(1, 14) for _ in range(3)]
     print("killed after", moments)   # shown when the test fails
     for moment in moments:
-        run = subprocess.Popen(command(out, **small_run), cwd=root, env=env, stdin=subprocess.DEVNULL,
+        run = subprocess.Popen(command(out, **small_run), cwd=bench, env=ENV, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(moment)
         kernels = psutil.Process(run.pid).children(recursive=False)
@@ -202,6 +201,6 @@ def test_a_killed_run_leaves_nothing_running_and_nothing_half_written(root, tmp_
             kernel.kill()
         assert wait_gone(str(out), 30) == []
         reads_as_whole(out)
-    code, said, _ = papermill(root, out, **small_run)
+    code, said, _ = papermill(bench, out, **small_run)
     assert code == 0, said
     assert json.loads((out / "run.json").read_text())["result"] == whole
