@@ -15,6 +15,15 @@ def root():
     return Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session")
+def golden(root):
+    "Folder of vectors computed with the reference scripts; tests that need it are skipped where it is absent"
+    folder = Path(os.environ.get("PGOLF_GOLDEN", root.parent / "shared" / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference vectors at {folder} (set PGOLF_GOLDEN)")
+    return folder
+
+
 WORDS = "the a model reads text and learns to say what comes next from bytes it has seen".split()
 
 
