@@ -140,7 +140,7 @@ class ByteTable:
         "The table as a small text, to travel inside an artifact"
         bits = lambda t: "".join("01"[b] for b in t.tolist())
         fields = {"nbytes": self.nbytes.tolist(), "space": bits(self.space), "boundary": bits(self.boundary)}
-        return json.dumps(fields)
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text:str)->"ByteTable":
