@@ -282,7 +282,7 @@ def decode_blob(
 def likely_coders(
     a:np.ndarray,
     sample:int=2**19, # bytes; smaller blobs try every coder that applies
-    margin:float=0.03,# share by which a coder may lose on the sample and still be tried on the whole
+    margin:float=0.005,# share by which a coder may lose on the sample and still be tried on the whole
 )->list[str]:
     "Coders worth running on the whole blob: those that come near the best on a piece of it"
     fits = [c for c in CODERS if (c == 'ans') <= (a.ndim == 3 and a.size > 0) and ('+' in c) <= (a.itemsize > 1)]
