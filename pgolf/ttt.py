@@ -291,7 +291,7 @@ def adapter_places(
     "Every place an adapter sits; all of them read D numbers"
     c, depth = model.cfg, len(model.order())
     kv = c.kv_heads * c.head_dim
-    wide = dict(q=c.q_rows, k=kv, v=kv, o=c.dim, mlp=c.dim)
+    wide = dict(q=c.dim, k=kv, v=kv, o=c.dim, mlp=c.dim)
     places = {(site, v): wide[site] for v in range(depth) for site in sites if site in wide}
     return places | ({('logits', depth): c.vocab} if 'logits' in sites else {})
 
