@@ -738,7 +738,11 @@ class Loader:
 
     def close(self)->None:
         "Stop the thread; a later `next` goes on where the last one was"
-        if self._stop is not None: self._stop.set(); self._thread.join(); self._stop = None
+        if self._stop is None: return
+        self._stop.set()
+        while not self._queue.empty(): self._queue.get() # a thread that waits for room goes on, and sees the stop
+        self._thread.join()
+        self._stop = None
 
     def __iter__(self): return self
     def __next__(self): return self.next()

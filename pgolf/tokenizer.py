@@ -96,7 +96,8 @@ def load_tokenizer(
 )->sentencepiece.SentencePieceProcessor:
     "Read a tokenizer, refusing what is missing or is none"
     if not Path(path).is_file(): raise TokenizerError(f"no tokenizer at {path}: name a SentencePiece .model file")
-    try: return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+    data = Path(path).read_bytes() or b"empty" # no bytes at all would pass as a processor without a model
+    try: return sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as e: raise TokenizerError(f"{path} is not a SentencePiece model, or is cut short") from e
 
 # %% ../nbs/01_tokenizer.ipynb #91c8e2d6

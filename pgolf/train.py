@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AVERAGES', 'QATS', 'DATA_ORDERS', 'NS_KINDS', 'PROJ_GROUPS', 'TRAIN_CHOICES', 'TRAIN_RANGES',
-           'STATE_MAGIC', 'TrainConfig', 'check_train_config', 'micro_batches', 'budget_used', 'lr_iters', 'lr_frac',
-           'lr_multiplier', 'momentum_at', 'Averages', 'FakeQuant', 'RunLog', 'read_log', 'CheckpointError',
+           'AFTER_FULL', 'STATE_MAGIC', 'TrainConfig', 'check_train_config', 'micro_batches', 'budget_used', 'lr_iters',
+           'lr_frac', 'lr_multiplier', 'momentum_at', 'Averages', 'FakeQuant', 'CheckpointError', 'RunLog', 'read_log',
            'save_state', 'read_state', 'differing', 'newest_checkpoint', 'Ranks', 'joined_ranks', 'current_ranks',
            'TrainError', 'TrainStopped', 'noted_signals', 'Clock', 'StepResult', 'Trainer', 'warm_up', 'LossWatch',
            'stop_if_not_finite', 'run_facts', 'memory_mb', 'TrainRun', 'run_steps', 'describe_run', 'load_weights',
@@ -224,6 +224,12 @@ class FakeQuant:
         return self
 
 # %% ../nbs/07_train.ipynb #34f57587
+class CheckpointError(ValueError):
+    "A file of a run that is torn, foreign, or could not be written; the message names it and says what to do"
+
+AFTER_FULL = "what was saved before is intact: free some space, then run the same command to go on"
+
+# %% ../nbs/07_train.ipynb #5e148527
 class RunLog:
     "Lines of JSON appended to a file; None as path writes nothing"
     def __init__(self,
@@ -235,7 +241,9 @@ class RunLog:
     def write(self, **record)->None:
         "Appends one record"
         if self.path is None: return
-        with open(self.path, "a") as f: f.write(json.dumps(record) + "\n")
+        try:
+            with open(self.path, "a") as f: f.write(json.dumps(record) + "\n")
+        except OSError as e: raise CheckpointError(f"{self.path} could not be written ({e.strerror or e}); {AFTER_FULL}") from e
         if self.on_log: self.on_log(record)
 
     def cut(self,
@@ -255,12 +263,8 @@ def read_log(
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 # %% ../nbs/07_train.ipynb #485107bc
-class CheckpointError(ValueError):
-    "A state file that is torn, foreign, or could not be written; the message names it and says what to do"
-
 STATE_MAGIC = b"pgolf state 1\n"
 
-# %% ../nbs/07_train.ipynb #680693d0
 def save_state(
     path:Path,  # file, replaced as a whole
     state:dict, # tensors, numbers, strings, and lists and dicts of them
@@ -270,8 +274,7 @@ def save_state(
     body = out.getvalue()
     try: write_atomic(path, STATE_MAGIC + hashlib.sha256(body).digest() + body)
     except OSError as e:
-        raise CheckpointError(f"{path} could not be written ({e.strerror or e}); what was saved before it is intact: "
-                              f"free some space or choose another folder, then run the same command to go on") from e
+        raise CheckpointError(f"{path} could not be written ({e.strerror or e}); {AFTER_FULL}") from e
 
 # %% ../nbs/07_train.ipynb #5ddddf0e
 def read_state(
