@@ -183,8 +183,8 @@ def test_the_notebook_check_sees_a_stale_module_an_edited_one_and_an_unclean_not
                           capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        "nbs/00_bits.ipynb: differs; run nbdev_clean && nbdev_export",
-        "pgolf/bits.py: differs; run nbdev_clean && nbdev_export",
+        "nbs/00_bits.ipynb: differs; run make export",
+        "pgolf/bits.py: differs; run make export",
         "pgolf/stale.py: no notebook exports it; remove it"]
 
 
