@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SEED   ?= 1
 RECIPE ?= tiny
 
-.PHONY: help run test lab readme env
+.PHONY: help run test lab export readme env
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -38,5 +38,9 @@ test: $(STAMP)   ## every check, in the order that fails fastest
 lab: $(STAMP)    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-readme: $(STAMP) ## write README.md from nbs/index.ipynb
+export: $(STAMP) ## after an edit: clean notebooks, export them to pgolf/, write README.md
+	$(BIN)/python tools/check_notebooks.py --fix
+	$(BIN)/python tools/readme.py
+
+readme: $(STAMP) ## only README.md, from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

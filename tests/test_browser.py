@@ -107,5 +107,5 @@ def test_record_runs_cell_by_cell_in_jupyterlab(bench, tmp_path, small_run):
     assert [o for o in outputs if o.output_type == "error"] == []
     assert all(c.execution_count for c in code)
     assert "val_bpb" in code[-1].outputs[0].text
-    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 4
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
     assert len(list((folder / "out").glob("*/model.pgolf"))) == 1, "the run folder lies under the repository's root"

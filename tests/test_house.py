@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pgolf import recipes
+
 ROOT = Path(__file__).resolve().parents[1]
 LAST_PAYLOAD = 13
 ALLOWED = {"torch", "numpy", "sentencepiece", "zstandard", "brotli", "constriction", "tqdm", "pgolf"}
@@ -181,8 +183,8 @@ def test_the_notebook_check_sees_a_stale_module_an_edited_one_and_an_unclean_not
                           capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        "nbs/00_bits.ipynb: differs; run nbdev_clean && nbdev_export",
-        "pgolf/bits.py: differs; run nbdev_clean && nbdev_export",
+        "nbs/00_bits.ipynb: differs; run make export",
+        "pgolf/bits.py: differs; run make export",
         "pgolf/stale.py: no notebook exports it; remove it"]
 
 
@@ -190,3 +192,13 @@ def test_links_in_the_texts_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         links = re.findall(r"\]\((?![a-z]+:|#)([^)]+)\)", (ROOT / name).read_text(encoding="utf8"))
         assert [link for link in links if not (ROOT / link).exists()] == [], name
+
+
+def test_the_recipe_table_of_the_readme_says_what_the_recipes_say():
+    rows = re.findall(r"^\| `(pr\d+)` \| ([\d,]+) \| ([\d,]+) \|.*\| ([\d.]+)(?: \\\*)? \| (.+) \|$",
+                      (ROOT / "README.md").read_text(encoding="utf8"), re.MULTILINE)
+    number = lambda text: float(text.strip("~").replace(",", "").replace(" M", "e6"))
+    said = {name: [number(t) for t in rest] for name, *rest in rows}
+    facts = {n: [r.model.vocab, r.reported["parameters"], r.reported["final"], r.reported["artifact_bytes"]]
+             for n, r in ((n, recipes.get(n)) for n in recipes.names()) if r.reported}
+    assert said == {n: pytest.approx(f, rel=1e-9) for n, f in facts.items()}

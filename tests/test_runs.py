@@ -73,7 +73,7 @@ def test_a_run_ends_with_table_pictures_and_record(finished, small_run):
     for word in ("val_bpb", "tokens", "bytes", "artifact bytes", "seconds"):
         assert word in table
     outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 4
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
 
 
 def test_the_score_is_that_of_the_bytes_of_the_text(finished):

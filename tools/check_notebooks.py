@@ -1,7 +1,8 @@
 """Do notebooks and modules agree? Works on a copy, so a dirty tree is judged as it stands and never changed.
 
-`nbdev_clean` must leave every notebook byte for byte as it is, and `nbdev_export` into an empty
-package must give exactly the modules that are there (so a renamed notebook's old module shows too)."""
+Each notebook must name the kernel python3 (else JupyterLab asks and papermill stops), `nbdev_clean` must leave every notebook byte for byte as it is, and `nbdev_export` into an empty
+package must give exactly the modules that are there (so a renamed notebook's old module shows too). With `--fix` it makes all that true."""
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIP = shutil.ignore_patterns(".*", "__pycache__", "*.pyc")
+
+
+KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+
+
+def name_kernel(root):
+    "Has every notebook name its kernel, and drops other metadata"
+    for path in (p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
+        nb = json.loads(path.read_text(encoding="utf8"))
+        if nb["metadata"] != KERNEL:
+            nb["metadata"] = KERNEL
+            text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+            path.write_text(text, encoding="utf8")
 
 
 def files(root, folder):
@@ -35,9 +49,16 @@ def differences(before, after):
         if name not in after:
             yield f"{name}: no notebook exports it; remove it"
         elif name not in before:
-            yield f"{name}: exported by a notebook but not there; run nbdev_export"
+            yield f"{name}: exported by a notebook but not there; run make export"
         elif before[name] != after[name]:
-            yield f"{name}: differs; run nbdev_clean && nbdev_export"
+            yield f"{name}: differs; run make export"
+
+
+def fix(root):
+    "Makes the notebooks clean and the package their export"
+    name_kernel(root)
+    nbdev("nbdev_clean", root)
+    nbdev("nbdev_export", root)
 
 
 def check(root):
@@ -52,13 +73,16 @@ def check(root):
         for module in (copy / "pgolf").rglob("*.py"):
             if module.name != "__init__.py":
                 module.unlink()
-        nbdev("nbdev_clean", copy)
-        nbdev("nbdev_export", copy)
+        fix(copy)
         return [line for folder in ("nbs", "pgolf")
                 for line in differences(files(root, folder), files(copy, folder))]
 
 
 if __name__ == "__main__":
-    wrong = check(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT)
+    args = [a for a in sys.argv[1:] if a != "--fix"]
+    root = Path(args[0]).resolve() if args else ROOT
+    if "--fix" in sys.argv[1:]:
+        fix(root)
+    wrong = check(root)
     print("\n".join(wrong) or "notebooks are clean and the package is their export")
     sys.exit(bool(wrong))
