@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pgolf.data import (
-    MAGIC,
-    RECORD,
+    SHARD_MAGIC,
+    DATASET_RECORD,
     CorpusError,
     DatasetError,
     Loader,
@@ -73,7 +73,7 @@ def test_a_shard_comes_back(tmp_path, ids):
         and shard_tokens(path) == len(ids)
         and path.stat().st_size == 1024 + 2 * len(ids)
     )
-    assert np.fromfile(path, "<i4", 256).tolist() == [MAGIC, 1, len(ids)] + [0] * 253
+    assert np.fromfile(path, "<i4", 256).tolist() == [SHARD_MAGIC, 1, len(ids)] + [0] * 253
     if max(ids) < 65535:
         read_shard(path, max(ids) + 1)
     with pytest.raises(ShardError, match=f"token {max(ids)} .*not below the vocabulary size {max(ids)}"):
@@ -286,7 +286,7 @@ def test_a_damaged_dataset_is_refused_and_then_built_anew(tmp_path, hurt):
     if hurt == "tokenizer":
         d.tokenizer.write_bytes(fit_tokenizer([t for _, t in DOCS[:30]], 320))
     if hurt == "record":
-        (home(d) / RECORD).write_text("{")
+        (home(d) / DATASET_RECORD).write_text("{")
     if hurt == "no val":
         d.val[0].unlink()
     with pytest.raises(ValueError, match="cut short|not below|again"):
