@@ -6,10 +6,10 @@
 __all__ = ['MAGIC', 'VERSION', 'HEADER_BYTES', 'RECORD', 'SHARD_TOKENS', 'HUB', 'HUBS', 'ShardError', 'write_shard',
            'shard_tokens', 'read_shard', 'CorpusError', 'python_topics', 'docstrings', 'python_docstrings',
            'paragraphs', 'paragraph_key', 'unique_paragraphs', 'embedded_documents', 'folder_documents',
-           'split_documents', 'DatasetError', 'Dataset', 'open_dataset', 'sha256_file', 'encode_shards',
-           'build_dataset', 'write_record', 'embedded_dataset', 'DownloadError', 'RemoteFile', 'hub_files',
-           'choose_files', 'fetch_file', 'download_dataset', 'Batch', 'TokenRun', 'document_cuts', 'StreamOrder',
-           'epoch_plan', 'ShuffledOrder', 'Loader', 'make_loader']
+           'split_documents', 'DatasetError', 'Dataset', 'sha256_file', 'write_record', 'read_record', 'open_dataset',
+           'encode_shards', 'fingerprint', 'build_dataset', 'embedded_dataset', 'RemoteFile', 'DownloadError',
+           'hub_files', 'choose_files', 'fetch_file', 'manifest_shards', 'download_dataset', 'Batch', 'TokenRun',
+           'document_cuts', 'StreamOrder', 'epoch_plan', 'ShuffledOrder', 'Loader', 'make_loader']
 
 # %% ../nbs/02_data.ipynb #9216e763
 import ast, hashlib, json, os, platform, queue, re, secrets, shutil, sysconfig, threading, warnings, weakref
@@ -56,7 +56,8 @@ def shard_tokens(
     try:
         with path.open("rb") as f: head, size = f.read(HEADER_BYTES), os.fstat(f.fileno()).st_size
     except OSError as e: raise ShardError(f"{path}: cannot be read ({e.strerror})") from e
-    if size < HEADER_BYTES: raise ShardError(f"{path}: {size} bytes, the header alone has {HEADER_BYTES}: empty or cut short")
+    if size < HEADER_BYTES:
+        raise ShardError(f"{path}: {size} bytes, the header alone has {HEADER_BYTES}: empty or cut short")
     magic, version, n = np.frombuffer(head, "<i4")[:3].tolist()
     if magic != MAGIC: raise ShardError(f"{path}: magic number {magic}, not {MAGIC}: no token shard")
     if version != VERSION: raise ShardError(f"{path}: version {version}, only {VERSION} is known")
@@ -117,9 +118,10 @@ def python_docstrings(
 )->Iterator[tuple[str, str]]: # (name, text)
     "The docstrings of each module of the standard library, sorted by path"
     lib = Path(sysconfig.get_paths()["stdlib"])
-    found = {p.relative_to(lib).as_posix(): p for p in lib.rglob("*.py") if not _LEFT_OUT & set(p.relative_to(lib).parts)}
-    for name in tqdm(sorted(found), "reading the standard library", disable=not progress, leave=False):
-        yield f"module:{name}", docstrings(found[name].read_bytes())
+    paths = [p.relative_to(lib) for p in lib.rglob("*.py")]
+    names = sorted(p.as_posix() for p in paths if not _LEFT_OUT & set(p.parts))
+    for name in tqdm(names, "reading the standard library", disable=not progress, leave=False):
+        yield f"module:{name}", docstrings((lib/name).read_bytes())
 
 # %% ../nbs/02_data.ipynb #3d41f2e3
 def paragraphs(text:str)->list[str]:
@@ -168,7 +170,8 @@ def folder_documents(
 def _utf8(where, raw:bytes)->str:
     "Decode, naming the place of the first bad byte"
     try: return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e: raise CorpusError(f"{where}: byte {e.start} is no UTF-8 text: convert the file to UTF-8") from e
+    except UnicodeDecodeError as e:
+        raise CorpusError(f"{where}: byte {e.start} is no UTF-8 text: convert the file to UTF-8") from e
 
 def _json_lines(path:Path, name:str)->Iterator[tuple[str, str]]:
     "The texts of a .jsonl file, named by line"
@@ -177,9 +180,12 @@ def _json_lines(path:Path, name:str)->Iterator[tuple[str, str]]:
             if not line.strip(): continue
             where = f"{path}, line {n}"
             try: text = json.loads(_utf8(where, line))["text"]; text.encode()
-            except json.JSONDecodeError as e: raise CorpusError(f"{where}: no JSON ({e.msg}, column {e.colno})") from e
-            except (KeyError, TypeError, AttributeError) as e: raise CorpusError(f'{where}: need an object whose "text" is a string') from e
-            except UnicodeEncodeError as e: raise CorpusError(f"{where}: half a surrogate pair, which is no text") from e
+            except json.JSONDecodeError as e:
+                raise CorpusError(f"{where}: no JSON ({e.msg}, column {e.colno}): correct the line") from e
+            except (KeyError, TypeError, AttributeError) as e:
+                raise CorpusError(f'{where}: need an object whose "text" is a string') from e
+            except UnicodeEncodeError as e:
+                raise CorpusError(f"{where}: half a surrogate pair, which is no text: correct the line") from e
             yield f"{name}:{n}", text
 
 # %% ../nbs/02_data.ipynb #1aa21c2b
@@ -191,9 +197,11 @@ def split_documents(
     "Split by the hash of each document's name"
     docs = [(name, text) for name, text in documents if text.strip()]
     if len(docs) < 2:
-        raise CorpusError(f"{len(docs)} document with text is too few: a corpus needs one to train on and one to score, so at least 2")
+        raise CorpusError(f"{len(docs)} document with text is too few: "
+                          "a corpus needs one to train on and one to score, so at least 2")
     if not 0 < val_fraction < 1: raise CorpusError(f"val_fraction {val_fraction} must lie between 0 and 1")
-    hashes = [int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") / 2**64 for name, _ in docs]
+    def place(name): return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:13], 16) / 16**13
+    hashes = [place(name) for name, _ in docs]
     cut = min(max(val_fraction, sorted(hashes)[0]), sorted(hashes)[-2])
     sides = [[text for (_, text), h in zip(docs, hashes) if (h <= cut) == val] for val in (False, True)]
     return sides[0], sides[1]
@@ -202,104 +210,128 @@ def split_documents(
 class DatasetError(ValueError):
     "A dataset that is missing, incomplete, or of another vocabulary; the message says what to do"
 
-RECORD = "dataset.json"
-
 @dataclass(frozen=True)
 class Dataset:
     "Shards to train on, shards to score, and the tokenizer that made them"
-    name:str              # of the corpus
-    vocab:int             # pieces of the tokenizer
-    train:tuple[Path, ...]
-    val:tuple[Path, ...]
-    tokenizer:Path        # SentencePiece model
+    name:str               # of the corpus
+    vocab:int              # pieces of the tokenizer
+    train:tuple[Path, ...] # shards, in order
+    val:tuple[Path, ...]   # shards, in order: the whole validation split
+    tokenizer:Path         # SentencePiece model
 
     def val_ids(self)->Tensor: # int64 [N]
         "The whole validation split"
-        return torch.from_numpy(np.concatenate([read_shard(p, self.vocab) for p in self.val]).astype(np.int64))
+        ids = np.concatenate([read_shard(p, self.vocab) for p in self.val])
+        return torch.from_numpy(ids.astype(np.int64))
 
     def byte_table(self)->ByteTable:
         "Bytes of text each token stands for"
         return byte_table(self.tokenizer)
 
 # %% ../nbs/02_data.ipynb #4e6adb56
+def sha256_file(
+    path:str|Path,
+)->str: # 64 hex digits
+    "Checksum of a file"
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+
+# %% ../nbs/02_data.ipynb #c4fe23f0
+RECORD = "dataset.json"
+
+def write_record(
+    folder:Path,           # holds the shards
+    made:dict,             # what they were made from
+    tokens:dict[str, int], # shard name -> tokens
+    model:Path,            # tokenizer
+)->Path:
+    "Write what a dataset was made from, and the checksums of its files"
+    sums = {name: sha256_file(folder/name) for name in tokens}
+    record = {"made": made, "tokens": tokens, "sha256": sums, "tokenizer_sha256": sha256_file(model)}
+    return write_atomic(folder/RECORD, json.dumps(record, indent=1).encode())
+
+def read_record(folder:str|Path)->dict:
+    "A dataset's record, or an empty one"
+    try: record = json.loads((Path(folder)/RECORD).read_text())
+    except (ValueError, OSError): return {}
+    return record if isinstance(record, dict) else {}
+
+# %% ../nbs/02_data.ipynb #950364fa
+def _numbered(folder:Path, part:str)->tuple[str, tuple[Path, ...]]: # name before _train_ or _val_, shards
+    "The shards of one part, which must be of one name and numbered from 0 without a gap"
+    pattern = re.compile(rf"(.+)_{part}_(\d+)\.bin")
+    shards = {p: m for p in sorted(folder.glob("*.bin")) if (m := pattern.fullmatch(p.name))}
+    if not shards:
+        raise DatasetError(f"{folder}: no {part} shards (<name>_{part}_000000.bin, ...): "
+                           "name a dataset folder, or build or fetch it again")
+    if len(stems := sorted({m[1] for m in shards.values()})) > 1:
+        raise DatasetError(f"{folder}: {part} shards of {' and '.join(stems)} in one folder: "
+                           "give each its own")
+    if missing := set(range(len(shards))) - {int(m[2]) for m in shards.values()}:
+        raise DatasetError(f"{folder}: {len(shards)} {part} shards, but number {min(missing)} is missing: "
+                           "build or fetch it again")
+    return stems[0], tuple(shards)
+
+# %% ../nbs/02_data.ipynb #10e7dd11
+def _find_tokenizer(folder:Path, prefix:str, vocab:int|None)->Path:
+    "The model that belongs to a dataset folder: in it, beside it or one level up"
+    homes = [folder, folder.parent/"tokenizers", folder.parent.parent/"tokenizers"]
+    name = f"{prefix}_{vocab or '*'}_bpe.model"
+    found = next(filter(None, (sorted(home.glob(name)) for home in homes)), [])
+    if len(found) != 1:
+        raise DatasetError(f"{folder}: {len(found) or 'no'} tokenizers {name} "
+                           f"in {', '.join(map(str, homes))}: name one with tokenizer=")
+    return found[0]
+
+# %% ../nbs/02_data.ipynb #3a7b6311
+def _check_record(folder:Path, model:Path, shards:tuple[Path, ...])->None:
+    "Check shards and tokenizer against the record, where there is one; training shards may have come since"
+    sizes, record = {p.name: shard_tokens(p) for p in shards}, read_record(folder)
+    if not (folder/RECORD).is_file(): return
+    tokens, again = record.get("tokens"), "build or fetch the dataset again"
+    if not isinstance(tokens, dict): raise DatasetError(f"{folder/RECORD} cannot be read: {again}")
+    known = {n: size for n, size in sizes.items() if n in tokens or "_train_" not in n}
+    if odd := sorted(n for n in known.keys() | tokens.keys() if known.get(n) != tokens.get(n)):
+        raise DatasetError(f"{folder}: {odd[0]} has {known.get(odd[0], 'no')} tokens, "
+                           f"{RECORD} says {tokens.get(odd[0], 'none')}: {again}")
+    if sha256_file(model) != record.get("tokenizer_sha256"):
+        raise DatasetError(f"{model} is not the tokenizer that {folder} was made with: {again}")
+
+# %% ../nbs/02_data.ipynb #a615b5ce
 def open_dataset(
     folder:str|Path,              # holds `<name>_train_*.bin` and `<name>_val_*.bin`
     vocab:int|None=None,          # the vocabulary size that is expected; None = whatever is there
-    tokenizer:str|Path|None=None, # its SentencePiece model; None = `<name>_<vocab>_bpe.model` in a `tokenizers` folder nearby
+    tokenizer:str|Path|None=None, # its model; None = `<name>_<vocab>_bpe.model` in `tokenizers` nearby
 )->Dataset:
     "Find a dataset's files and check that they belong together"
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"no dataset at {folder}: make one with build_dataset, or fetch one with download_dataset")
-    (prefix, train), (_, val) = [_numbered(folder, part) for part in ("train", "val")]
-    named = re.search(r"_sp(\d+)$", folder.resolve().name)
-    size = int(named[1]) if named else None
+        raise DatasetError(f"no dataset at {folder}: make one with build_dataset, "
+                           "or fetch one with download_dataset")
+    (prefix, train), (_, val) = _numbered(folder, "train"), _numbered(folder, "val")
+    name, _, named = re.fullmatch(r"(.*?)(_sp(\d+))?", folder.resolve().name).groups()
+    size = int(named) if named else None
     model = Path(tokenizer) if tokenizer else _find_tokenizer(folder, prefix, size or vocab)
     pieces = load_tokenizer(model).vocab_size()
     for who, n in (("the name of the folder", size), ("this run", vocab)):
         if n not in (None, pieces):
             raise DatasetError(f"{folder}: {who} says {n} pieces, its tokenizer {model.name} has {pieces}: "
                                "use a dataset and a recipe of one vocabulary size")
-    _check_record(folder, model, train, val)
+    _check_record(folder, model, train + val)
     if not any((read_shard(p, pieces) == BOS).any() for p in val):
         raise DatasetError(f"{folder}: no document in its validation shards begins with BOS (id {BOS}), "
-                           "so bytes would be counted wrongly: build it again")
-    return Dataset(re.sub(r"_sp\d+$", "", folder.resolve().name), pieces, train, val, model)
-
-# %% ../nbs/02_data.ipynb #c4fe23f0
-def _numbered(folder:Path, part:str)->tuple[str, tuple[Path, ...]]: # name before _train_ or _val_, shards in order
-    "The shards of one part, which must be of one name and numbered from 0 without a gap"
-    shards = {p: m for p in sorted(folder.glob("*.bin")) if (m := re.fullmatch(rf"(.+)_{part}_(\d+)\.bin", p.name))}
-    if not shards:
-        raise DatasetError(f"{folder}: no {part} shards (<name>_{part}_000000.bin, ...): name a dataset folder, or build or fetch it again")
-    if len(stems := sorted({m[1] for m in shards.values()})) > 1:
-        raise DatasetError(f"{folder}: {part} shards of {' and '.join(stems)} in one folder: give each dataset its own")
-    if missing := set(range(len(shards))) - {int(m[2]) for m in shards.values()}:
-        raise DatasetError(f"{folder}: {len(shards)} {part} shards, but number {min(missing)} is missing: build or fetch it again")
-    return stems[0], tuple(shards)
-
-def _find_tokenizer(folder:Path, prefix:str, vocab:int|None)->Path:
-    "The model that belongs to a dataset folder, in it, beside it or one level up"
-    homes, name = [folder, folder.parent/"tokenizers", folder.parent.parent/"tokenizers"], f"{prefix}_{vocab or '*'}_bpe.model"
-    found = next((sorted(h.glob(name)) for h in homes if list(h.glob(name))), [])
-    if len(found) != 1:
-        raise DatasetError(f"{folder}: {len(found) or 'no'} tokenizers {name} in {', '.join(map(str, homes))}: name one with tokenizer=")
-    return found[0]
-
-# %% ../nbs/02_data.ipynb #9d3c2c5e
-def sha256_file(path:str|Path)->str: # 64 hex digits
-    "Checksum of a file"
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
-def _read_record(folder:Path)->dict:
-    "A dataset's record, or nothing"
-    try: record = json.loads((folder/RECORD).read_text())
-    except (ValueError, OSError): return {}
-    return record if isinstance(record, dict) else {}
-
-def _check_record(folder:Path, model:Path, train:tuple, val:tuple)->None:
-    "Check shards and tokenizer against the folder's record, where it has one; more training shards may have come since"
-    sizes = {p.name: shard_tokens(p) for p in train + val}
-    if not (folder/RECORD).is_file(): return
-    try: tokens, digest = dict((record := _read_record(folder))["tokens"]), record["tokenizer_sha256"]
-    except (KeyError, TypeError, ValueError) as e: raise DatasetError(f"{folder/RECORD} cannot be read: build or fetch the dataset again") from e
-    known = {n: k for n, k in sizes.items() if n in tokens or "_train_" not in n}
-    if known != tokens:
-        odd = sorted(n for n in known.keys() | tokens.keys() if known.get(n) != tokens.get(n))[0]
-        raise DatasetError(f"{folder}: {odd} has {sizes.get(odd, 'no')} tokens, {RECORD} says {tokens.get(odd, 'none')}: build or fetch the dataset again")
-    if sha256_file(model) != digest:
-        raise DatasetError(f"{model} is not the tokenizer that {folder} was made with: build or fetch the dataset again")
+                           "so bytes would be counted wrongly: build or fetch it again")
+    return Dataset(name, pieces, train, val, model)
 
 # %% ../nbs/02_data.ipynb #b98e17a4
 SHARD_TOKENS = 100_000_000 # as in the published data
 
 def encode_shards(
-    texts:Iterable[str],           # documents
-    tokenizer:str|Path,            # SentencePiece model
-    stem:str|Path,                 # shards are `<stem>_000000.bin`, ...
-    size:int=SHARD_TOKENS,         # tokens a shard; the last has fewer
-    progress:bool=False,           # show a bar
-)->dict[str, int]:                 # file name -> tokens
+    texts:Iterable[str],   # documents
+    tokenizer:str|Path,    # SentencePiece model
+    stem:str|Path,         # shards are `<stem>_000000.bin`, ...
+    size:int=SHARD_TOKENS, # tokens a shard; the last has fewer
+    progress:bool=False,   # show a bar
+)->dict[str, int]:         # shard name -> tokens
     "Encode documents, each begun by BOS, into shards"
     sp, sizes, shard, filled = load_tokenizer(tokenizer), {}, np.empty(size, np.uint16), 0
     def flush():
@@ -315,58 +347,6 @@ def encode_shards(
     return sizes
 
 # %% ../nbs/02_data.ipynb #6184ee20
-def build_dataset(
-    documents:Iterable[tuple[str, str]], # (name, text)
-    root:str|Path,           # gets `datasets/<name>_sp<vocab>/` and `tokenizers/<name>_<vocab>_bpe.model`
-    vocab:int=1024,          # pieces of the tokenizer
-    val_fraction:float=0.05, # share of the documents to score
-    seed:int=0,              # of the split
-    name:str="embedded",     # of the dataset
-    source:str|None=None,    # what `documents` are, in a word; with it, a dataset that is there is taken without reading them
-    progress:bool=False,     # show bars
-)->Dataset:
-    "Split, train a tokenizer on the training part, encode; a dataset already built from the same text is left as it is"
-    if not re.fullmatch(r"\w[\w.-]*", name): raise DatasetError(f"a dataset cannot be called {name!r}: use letters, digits, _ and -")
-    folder = Path(root)/"datasets"/f"{name}_sp{vocab}"
-    made = {"name": name, "vocab": vocab, "val_fraction": val_fraction, "seed": seed, "source": source}
-    if source and (ready := _ready(folder, made)): return ready
-    documents = list(documents)
-    if not source: made["source"] = _fingerprint(documents)
-    return _ready(folder, made) or _build(documents, Path(root), folder, made, progress)
-
-def _fingerprint(documents:list)->str: # 64 hex digits
-    "One number for a whole corpus"
-    digest = hashlib.sha256()
-    for document in documents: digest.update(json.dumps(document).encode())
-    return digest.hexdigest()
-
-def _ready(folder:Path, made:dict)->Dataset|None:
-    "The dataset in `folder`, if it is whole and was made so"
-    try: return open_dataset(folder) if _read_record(folder).get("made") == made else None
-    except ValueError: return None
-
-# %% ../nbs/02_data.ipynb #d5f78abd
-def _build(documents:list, root:Path, folder:Path, made:dict, progress:bool)->Dataset:
-    "Make the dataset aside, then give it its name"
-    train, val = split_documents(documents, made["val_fraction"], made["seed"])
-    model = train_tokenizer(train, root/"tokenizers"/f"{made['name']}_{made['vocab']}_bpe.model", made["vocab"])
-    byte_table(model)
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    try:
-        tokens = {}
-        for part, texts in (("train", train), ("val", val)):
-            tokens |= encode_shards(texts, model, aside/f"{made['name']}_{part}", progress=progress)
-        write_record(aside, made, tokens, model)
-        if not (ready := _ready(folder, made)): _name_folder(aside, folder)
-    finally: shutil.rmtree(aside, ignore_errors=True)
-    return ready or open_dataset(folder)
-
-def write_record(folder:Path, made:dict, tokens:dict, model:Path)->Path:
-    "Write what a dataset was made from, and the checksums of its files"
-    sums = {name: sha256_file(folder/name) for name in tokens}
-    record = {"made": made, "tokens": tokens, "sha256": sums, "tokenizer_sha256": sha256_file(model)}
-    return write_atomic(folder/RECORD, json.dumps(record, indent=1).encode())
-
 def _name_folder(aside:Path, folder:Path)->None:
     "Rename a finished folder to its name, putting an older one out of the way"
     while True:
@@ -378,6 +358,59 @@ def _name_folder(aside:Path, folder:Path)->None:
         except FileNotFoundError: continue # someone else was faster
         shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/02_data.ipynb #d5f78abd
+def _ready(folder:Path, made:dict)->Dataset|None:
+    "The dataset in `folder`, if it is whole and was made so"
+    try: return open_dataset(folder) if read_record(folder).get("made") == made else None
+    except ValueError: return None
+
+def _build(documents:list, root:Path, folder:Path, made:dict, progress:bool)->Dataset:
+    "Make the dataset aside, then give it its name"
+    name, vocab = made["name"], made["vocab"]
+    train, val = split_documents(documents, made["val_fraction"], made["seed"])
+    model = train_tokenizer(train, root/"tokenizers"/f"{name}_{vocab}_bpe.model", vocab)
+    byte_table(model)
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        tokens = encode_shards(train, model, aside/f"{name}_train", progress=progress)
+        tokens |= encode_shards(val, model, aside/f"{name}_val", progress=progress)
+        write_record(aside, made, tokens, model)
+        if not (ready := _ready(folder, made)): _name_folder(aside, folder)
+    finally: shutil.rmtree(aside, ignore_errors=True)
+    return ready or open_dataset(folder)
+
+# %% ../nbs/02_data.ipynb #c5319425
+def fingerprint(
+    documents:Iterable[tuple[str, str]], # (name, text)
+)->str:                                  # 64 hex digits
+    "One number for a whole corpus"
+    digest = hashlib.sha256()
+    for name, text in documents: digest.update(json.dumps([name, text]).encode())
+    return digest.hexdigest()
+
+# %% ../nbs/02_data.ipynb #a347f0d8
+def build_dataset(
+    documents:Iterable[tuple[str, str]], # (name, text)
+    root:str|Path,           # gets `datasets/<name>_sp<vocab>/` and `tokenizers/<name>_<vocab>_bpe.model`
+    vocab:int=1024,          # pieces of the tokenizer, at most 65,536
+    val_fraction:float=0.05, # share of the documents to score
+    seed:int=0,              # of the split
+    name:str="embedded",     # of the dataset
+    source:str|None=None,    # `documents` in a word: a dataset made from it is taken without reading them
+    progress:bool=False,     # show bars
+)->Dataset:
+    "Split, train a tokenizer on the training part, encode; what is already built from the same text is left"
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise DatasetError(f"a dataset cannot be called {name!r}: use letters, digits, _ and -")
+    if vocab > 1 << 16:
+        raise DatasetError(f"{vocab} pieces do not fit the 16 bits of a shard's tokens: use at most 65536")
+    folder = Path(root)/"datasets"/f"{name}_sp{vocab}"
+    made = {"name": name, "vocab": vocab, "val_fraction": val_fraction, "seed": seed, "source": source}
+    if source and (ready := _ready(folder, made)): return ready
+    documents = list(documents)
+    made["source"] = source or fingerprint(documents)
+    return _ready(folder, made) or _build(documents, Path(root), folder, made, progress)
+
 # %% ../nbs/02_data.ipynb #bd69ae8c
 def embedded_dataset(
     root:str|Path,       # where it is built, once
@@ -388,12 +421,11 @@ def embedded_dataset(
     source = f"embedded corpus 1, Python {platform.python_version()}"
     return build_dataset(embedded_documents(progress), root, vocab, source=source, progress=progress)
 
-# %% ../nbs/02_data.ipynb #fd77f71f
-HUB = "willdepueoai/parameter-golf"
-HUBS = {"sp8192": "kevclark/parameter-golf"} # variants that lie elsewhere
-
-class DownloadError(DatasetError):
-    "The hub cannot be reached, lacks what is asked for, or keeps sending bad files"
+# %% ../nbs/02_data.ipynb #da2a7bf9
+def _git_sha1(path:str|Path)->str:
+    "The name git gives to a file's content"
+    data = Path(path).read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -407,16 +439,20 @@ class RemoteFile:
     )->str:            # what is wrong with it; "" = nothing
         "Compare a copy with the listing"
         if not Path(path).is_file(): return "it is missing"
-        if (size := Path(path).stat().st_size) != self.size: return f"{size} bytes arrived, the hub lists {self.size}"
+        size = Path(path).stat().st_size
+        if size != self.size: return f"{size} bytes arrived, the hub lists {self.size}"
         found = sha256_file(path) if len(self.digest) == 64 else _git_sha1(path)
-        return "" if found == self.digest else f"its checksum {found[:12]} is not {self.digest[:12]}, which the hub lists"
-
-def _git_sha1(path:str|Path)->str:
-    "The name git gives to a file's content"
-    data = Path(path).read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        if found != self.digest: return f"its checksum is {found[:12]}, the hub lists {self.digest[:12]}"
+        return ""
 
 # %% ../nbs/02_data.ipynb #d64c2316
+class DownloadError(DatasetError):
+    "The hub cannot be reached, lacks what is asked for, or keeps sending bad files"
+
+def _first_line(e:BaseException)->str:
+    "Someone else's error in one line"
+    return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no details'])[0]}"
+
 def hub_files(
     repo:str,               # dataset repository, `owner/name`
     revision:str|None=None, # branch, tag or commit; None = newest
@@ -424,13 +460,13 @@ def hub_files(
 )->tuple[str, list[RemoteFile]]: # commit, its files
     "List a repository, with sizes and checksums"
     from huggingface_hub import HfApi
-    try: info = HfApi(endpoint=endpoint).dataset_info(repo, revision=revision, files_metadata=True, timeout=30)
-    except Exception as e: raise DownloadError(f"{repo} cannot be listed ({_first_line(e)}): check the name and the connection") from e
-    return info.sha, [RemoteFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else f.blob_id) for f in info.siblings]
-
-def _first_line(e:BaseException)->str:
-    "An error of someone else in one line"
-    return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no details'}"
+    api = HfApi(endpoint=endpoint)
+    try: info = api.dataset_info(repo, revision=revision, files_metadata=True, timeout=30)
+    except Exception as e:
+        raise DownloadError(f"{repo} cannot be listed ({_first_line(e)}): "
+                            "check the name and the connection") from e
+    def file(f): return RemoteFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else f.blob_id)
+    return info.sha, [file(f) for f in info.siblings]
 
 # %% ../nbs/02_data.ipynb #86d5dcd8
 def choose_files(
@@ -443,15 +479,18 @@ def choose_files(
     pattern = re.compile(r"(?:.*/)?fineweb10B_(\w+)/fineweb_(train|val)_(\d+)\.bin")
     found = [(m[1], m[2], int(m[3]), f) for f in files if (m := pattern.fullmatch(f.path))]
     train, val = ({n: f for v, p, n, f in found if (v, p) == (variant, part)} for part in ("train", "val"))
-    if not val:
-        raise DownloadError(f"{repo} has no {variant}; it has {', '.join(sorted({v for v, *_ in found})) or 'no shards at all'}: "
-                            "choose one of these, or another repo=")
-    if not 1 <= train_shards <= len(train):
-        raise DownloadError(f"{train_shards} training shards of {variant} were asked for, {repo} has {len(train)}: ask for 1 to {len(train)}")
-    for part, shards, n in (("train", train, train_shards), ("val", val, max(val) + 1)):
-        if gap := set(range(n)) - set(shards): raise DownloadError(f"{repo} lacks {part} shard {min(gap)} of {variant}: report it there")
     model = f"fineweb_{variant.removeprefix('sp')}_bpe.model"
-    if not (models := [f for f in files if Path(f.path).name == model]): raise DownloadError(f"{repo} lacks the tokenizer {model}: name another repo=")
+    models = [f for f in files if Path(f.path).name == model]
+    if not val:
+        kinds = ", ".join(sorted({v for v, *_ in found})) or "no shards at all"
+        raise DownloadError(f"{repo} has no {variant}; it has {kinds}: choose one of these, or another repo=")
+    if not 1 <= train_shards <= len(train):
+        raise DownloadError(f"{train_shards} training shards of {variant} were asked for, "
+                            f"{repo} has {len(train)}: ask for 1 to {len(train)}")
+    lacks = [f"{p} shard {i}" for p, had, n in (("train", train, train_shards), ("val", val, max(val) + 1))
+             for i in range(n) if i not in had] + ([] if models else [f"the tokenizer {model}"])
+    if lacks:
+        raise DownloadError(f"{repo} lacks {lacks[0]} of {variant}: name another repo=, and report it there")
     return [train[n] for n in range(train_shards)], [val[n] for n in sorted(val)], models[0]
 
 # %% ../nbs/02_data.ipynb #b53f090d
@@ -466,11 +505,11 @@ def fetch_file(
 )->Path:               # the file, checked
     "Fetch one file with the hub's client; a bad copy is deleted and fetched anew"
     from huggingface_hub import hf_hub_download
-    problem = ""
-    for attempt in range(tries):
+    problem, bar = "", partial(tqdm, leave=False, disable=not progress)
+    for _ in range(tries):
         path = home/file.path
-        try: hf_hub_download(repo, file.path, repo_type="dataset", revision=commit, local_dir=home, endpoint=endpoint,
-                             force_download=bool(problem), tqdm_class=partial(tqdm, leave=False, disable=not progress))
+        try: hf_hub_download(repo, file.path, repo_type="dataset", revision=commit, local_dir=home,
+                             endpoint=endpoint, force_download=bool(problem), tqdm_class=bar)
         except Exception as e: problem = _first_line(e)
         else: problem = file.problem(path)
         if not problem: return path
@@ -479,82 +518,87 @@ def fetch_file(
                         "what is whole is kept: run the same again to go on from there")
 
 # %% ../nbs/02_data.ipynb #b2ca4fc0
+def manifest_shards(
+    manifest:bytes, # content of the hub's manifest.json
+    name:str,       # of the dataset
+)->int|None:        # validation shards it counts; None = it does not say
+    "How many shards make the whole validation split"
+    try: return {d["name"]: d["stats"]["files_val"] for d in json.loads(manifest)["datasets"]}.get(name)
+    except (ValueError, KeyError, TypeError): return None
+
+# %% ../nbs/02_data.ipynb #8ed669dd
+def _gather(files:list[RemoteFile], fetch:Callable, whole:Path, folder:Path, vocab:int, progress:bool)->None:
+    "Fetch what is neither in the dataset nor left whole by an earlier run; each is moved there once checked"
+    todo = [f for f in files if not (folder/Path(f.path).name).exists()]
+    need, free = sum(f.size for f in todo), shutil.disk_usage(folder.parent).free
+    if need > free:
+        raise DownloadError(f"{need/1e9:.1f} GB are needed in {folder.parent}, {free/1e9:.1f} GB are free: "
+                            "ask for fewer training shards, or free some")
+    whole.mkdir(parents=True, exist_ok=True)
+    for f in tqdm(files, f"fetching {folder.name}", disable=not progress, leave=False):
+        name = Path(f.path).name
+        if f.problem(folder/name) and f.problem(whole/name):
+            read_shard(path := fetch(f), vocab)
+            os.replace(path, whole/name)
+
+def _settle(whole:Path, folder:Path, made:dict, tokenizer:Path)->None:
+    "Give the fetched files their place"
+    if folder.is_dir():
+        for path in sorted(whole.glob("*.bin")): os.replace(path, folder/path.name)
+    home = folder if folder.is_dir() else whole
+    write_record(home, made, {p.name: shard_tokens(p) for p in sorted(home.glob("*.bin"))}, tokenizer)
+    if home is whole: os.rename(whole, folder)
+
+# %% ../nbs/02_data.ipynb #f6103560
+def _fetch(folder:Path, variant:str, n:int, repo:str, revision, endpoint, progress:bool)->None:
+    "Fetch aside, check, then move in; later shards come from the commit of the first ones"
+    had = (read_record(folder).get("made") or {}).get("commit")
+    commit, files = hub_files(repo, revision or had, endpoint)
+    if had not in (None, commit):
+        raise DownloadError(f"{folder} holds commit {had[:12]}, not {commit[:12]}: "
+                            "fetch the other into another root")
+    train, val, model = choose_files(files, variant, n, repo)
+    stage = folder.with_name(f".{folder.name}.part")
+    tokenizer = folder.parent.parent/"tokenizers"/Path(model.path).name
+    def fetch(f): return fetch_file(repo, f, commit, stage, endpoint, progress)
+    for f in files:
+        if Path(f.path).name != "manifest.json": continue
+        counted = manifest_shards(fetch(f).read_bytes(), folder.name)
+        if counted not in (None, len(val)):
+            raise DownloadError(f"{repo} has {len(val)} validation shards of {variant}, its manifest counts "
+                                f"{counted}: the score needs all of them, report it there")
+    if model.problem(tokenizer): write_atomic(tokenizer, fetch(model).read_bytes())
+    byte_table(tokenizer)
+    _gather(val + train, fetch, stage/"whole", folder, int(variant[2:]), progress)
+    _settle(stage/"whole", folder, {"repo": repo, "commit": commit, "variant": variant}, tokenizer)
+    shutil.rmtree(stage, ignore_errors=True)
+
+# %% ../nbs/02_data.ipynb #ab9b0508
+HUB = "willdepueoai/parameter-golf"
+HUBS = {"sp8192": "kevclark/parameter-golf"} # variants that lie elsewhere
+
 def download_dataset(
     variant:str,            # "sp1024", "sp8192", ...: the tokenizer's kind and size
     root:str|Path="data",   # gets `datasets/fineweb10B_<variant>/` and `tokenizers/`
-    train_shards:int=1,     # training shards of 100 million tokens, from the first; the validation split always comes whole
+    train_shards:int=1,     # of 100 million tokens, from the first; the validation split always comes whole
     repo:str|None=None,     # dataset repository; None = where the challenge keeps this variant
     revision:str|None=None, # branch, tag or commit; None = newest
     endpoint:str|None=None, # address of the hub; None = the client's own (HF_ENDPOINT)
     progress:bool=True,     # show bars
 )->Dataset:                 # with `train_shards` training shards, even where more lie on the disk
     "Fetch the published tokens; what is there and whole is not fetched again"
-    if not re.fullmatch(r"sp\d+", variant): raise DownloadError(f"no variant {variant!r}: name one like sp1024 or sp8192")
     from huggingface_hub.utils import WeakFileLock
+    if not re.fullmatch(r"sp\d+", variant):
+        raise DownloadError(f"no variant {variant!r}: name one like sp1024 or sp8192")
     folder = Path(root)/"datasets"/f"fineweb10B_{variant}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    repo = repo or HUBS.get(variant, HUB)
     with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
-        return _fetched(folder, train_shards) or _fetch(folder, variant, train_shards, repo or HUBS.get(variant, HUB), revision, endpoint, progress)
-
-def _fetch(folder:Path, variant:str, n:int, repo:str, revision:str|None, endpoint:str|None, progress:bool)->Dataset:
-    "Fetch aside, check, then move in"
-    commit, files = hub_files(repo, revision or _commit(folder), endpoint)
-    if _commit(folder) not in (None, commit):
-        raise DownloadError(f"{folder} holds commit {_commit(folder)[:12]}, not {commit[:12]}: fetch another revision into another root")
-    train, val, model = choose_files(files, variant, n, repo)
-    _check_room(folder.parent, [f for f in train + val if not (folder/Path(f.path).name).exists()])
-    stage, tokenizer = folder.with_name(f".{folder.name}.part"), folder.parent.parent/"tokenizers"/Path(model.path).name
-    def fetch(f): return fetch_file(repo, f, commit, stage, endpoint, progress)
-    _check_manifest(files, fetch, folder.name, len(val))
-    if model.problem(tokenizer): write_atomic(tokenizer, fetch(model).read_bytes())
-    byte_table(tokenizer)
-    _gather(val + train, fetch, stage/"whole", folder, int(variant[2:]), progress)
-    _finish(stage/"whole", folder, {"repo": repo, "commit": commit, "variant": variant}, tokenizer)
-    shutil.rmtree(stage, ignore_errors=True)
-    return replace(dataset := open_dataset(folder), train=dataset.train[:n])
-
-# %% ../nbs/02_data.ipynb #9969e80c
-def _commit(folder:Path)->str|None:
-    "The commit that a folder was fetched from: later shards come from the same"
-    return (_read_record(folder).get("made") or {}).get("commit")
-
-def _fetched(folder:Path, n:int)->Dataset|None:
-    "The dataset in `folder` with its first n training shards, when a finished download left that many"
-    known = sum("_train_" in name for name in _read_record(folder).get("tokens", ()))
-    return replace(dataset := open_dataset(folder), train=dataset.train[:n]) if 1 <= n <= known else None
-
-def _check_room(folder:Path, files:list[RemoteFile])->None:
-    "Refuse a download that cannot fit before it begins"
-    need, free = sum(f.size for f in files), shutil.disk_usage(folder).free
-    if need > free: raise DownloadError(f"{need/1e9:.1f} GB are needed in {folder.parent}, {free/1e9:.1f} GB are free: ask for fewer training shards")
-
-# %% ../nbs/02_data.ipynb #8ed669dd
-def _check_manifest(files:list[RemoteFile], fetch:Callable, name:str, n:int)->None:
-    "Where the repository has a manifest that counts validation shards, all of them must be there"
-    if not (found := [f for f in files if f.path.split("/")[-1] == "manifest.json"]): return
-    try: counts = {d["name"]: d["stats"]["files_val"] for d in json.loads(fetch(found[0]).read_bytes())["datasets"]}
-    except (ValueError, KeyError, TypeError): return
-    if counts.get(name, n) != n:
-        raise DownloadError(f"the hub's manifest counts {counts[name]} validation shards of {name}, {n} are there: the score needs all of them")
-
-def _gather(files:list[RemoteFile], fetch:Callable, whole:Path, folder:Path, vocab:int, progress:bool)->None:
-    "Fetch what is neither in the dataset nor among the files an earlier run left whole; move each there once it is checked"
-    whole.mkdir(parents=True, exist_ok=True)
-    for f in tqdm(files, f"fetching {folder.name}", disable=not progress, leave=False):
-        name = Path(f.path).name
-        if not (f.problem(folder/name) and f.problem(whole/name)): continue
-        read_shard(path := fetch(f), vocab)
-        os.replace(path, whole/name)
-
-def _finish(whole:Path, folder:Path, made:dict, tokenizer:Path)->None:
-    "Give the fetched files their place: a new folder appears at once, to an old one training shards are added before its record"
-    if folder.is_dir():
-        for path in sorted(whole.glob("*.bin")): os.replace(path, folder/path.name)
-        home = folder
-    else: home = whole
-    tokens = {p.name: shard_tokens(p) for p in sorted(home.glob("*.bin"))}
-    write_record(home, made, tokens, tokenizer)
-    if home is whole: os.rename(whole, folder)
+        known = sum("_train_" in name for name in read_record(folder).get("tokens", ()))
+        if not 1 <= train_shards <= known:
+            _fetch(folder, variant, train_shards, repo, revision, endpoint, progress)
+        dataset = open_dataset(folder)
+    return replace(dataset, train=dataset.train[:train_shards])
 
 # %% ../nbs/02_data.ipynb #8b889021
 @dataclass(frozen=True)
@@ -562,7 +606,7 @@ class Batch:
     "One micro-batch of one rank"
     x:Tensor               # int64 [B,T], what the model reads
     y:Tensor               # int64 [B,T], what it must predict: x one token later
-    cu_seqlens:Tensor|None # int32, where segments of a packed row begin, and at last its length; None = whole rows
+    cu_seqlens:Tensor|None # int32, starts of the segments of a packed row, then its length; None = whole rows
     where:str              # shard and offset of the first token, for messages
 
 # %% ../nbs/02_data.ipynb #b856416b
@@ -589,7 +633,8 @@ class TokenRun:
         "Tokens lo to hi of one shard, checked"
         if shard not in self.maps: self.maps[shard] = read_shard(self.paths[shard])
         ids = np.array(self.maps[shard][lo:hi], np.int64)
-        if self.vocab is not None and ids.max(initial=0) >= self.vocab: raise _foreign(self.paths[shard], ids, lo, self.vocab)
+        if self.vocab is not None and ids.max(initial=0) >= self.vocab:
+            raise _foreign(self.paths[shard], ids, lo, self.vocab)
         return ids
 
     def span(self, position:int, n:int)->np.ndarray: # int64 [n]
@@ -621,9 +666,10 @@ class StreamOrder:
     "Contiguous spans: micro-batch k takes tokens k(L+1) to (k+1)(L+1) of the run"
     def __init__(self, run:TokenRun, tokens:int, seq_len:int, rank:int, world:int, packed:bool):
         if len(run) <= seq_len:
-            raise ShardError(f"{len(run)} tokens in {len(run.paths)} shards are too few for a sequence of {seq_len} and its last target: "
-                             "give more text, or a shorter seq_len")
-        self.run, self.tokens, self.seq_len, self.rank, self.world, self.packed = run, tokens, seq_len, rank, world, packed
+            raise ShardError(f"{len(run)} tokens in {len(run.paths)} shards are too few for a sequence of {seq_len} "
+                             "and its last target: give more text, or a shorter seq_len")
+        self.run, self.tokens, self.seq_len, self.packed = run, tokens, seq_len, packed
+        self.rank, self.world = rank, world
         self.identity = {"order": "packed" if packed else "stream", "corpus_tokens": len(run)}
 
     def __call__(self,
@@ -632,9 +678,11 @@ class StreamOrder:
         "Read this rank's span"
         start = position + self.rank*(self.tokens + 1)
         ids = self.run.span(start, self.tokens + 1)
-        x, y = (torch.from_numpy(t).view((1, -1) if self.packed else (-1, self.seq_len)) for t in (ids[:-1], ids[1:]))
+        shape = (1, -1) if self.packed else (-1, self.seq_len)
+        x, y = (torch.from_numpy(t).view(shape) for t in (ids[:-1], ids[1:]))
         cuts = document_cuts(ids[:-1], self.seq_len) if self.packed else None
-        return Batch(x, y, cuts, self.run.where(*self.run.locate(start))), position + self.world*(self.tokens + 1)
+        where = self.run.where(*self.run.locate(start))
+        return Batch(x, y, cuts, where), position + self.world*(self.tokens + 1)
 
 # %% ../nbs/02_data.ipynb #62508238
 def epoch_plan(
@@ -659,14 +707,16 @@ class ShuffledOrder:
         deal = deal or ("shards" if len(run.paths) >= world else "sequences")
         if deal not in ("shards", "sequences"): raise ValueError(f"deal {deal!r}: choose shards or sequences")
         if deal == "shards" and len(run.paths) < world:
-            raise ShardError(f"{len(run.paths)} shards cannot be dealt to {world} ranks: use deal='sequences', or more shards")
+            raise ShardError(f"too few shards ({len(run.paths)}) to deal to {world} ranks: "
+                             "use deal='sequences', or more shards")
         self.run, self.rows, self.seq_len, self.seed = run, tokens//seq_len, seq_len, seed
-        self.stream, self.of = (rank, world) if deal == "shards" else (0, 1)      # which generator, which shards
-        self.rank, self.world = (0, 1) if deal == "shards" else (rank, world)     # which sequences of that order
-        self.mine = np.arange(len(run.paths))[self.stream::self.of]
-        if all(run.sizes[self.mine] <= seq_len):
-            raise ShardError(f"none of {len(self.mine)} shards, the longest of {run.sizes[self.mine].max()} tokens, holds a sequence of {seq_len} "
-                             "and its last target: give more text, or a shorter seq_len")
+        alone, together = (rank, world), (0, 1)
+        self.key, step = alone if deal == "shards" else together               # whose generator, which shards
+        self.rank, self.world = together if deal == "shards" else alone        # which sequences of that order
+        self.mine = np.arange(len(run.paths))[self.key::step]
+        if (longest := run.sizes[self.mine].max()) <= seq_len:
+            raise ShardError(f"none of {len(self.mine)} shards, the longest of {longest} tokens, holds a sequence of "
+                             f"{seq_len} and its last target: give more text, or a shorter seq_len")
         self.identity = {"order": "shuffled", "corpus_tokens": len(run), "seed": seed, "seq_len": seq_len,
                          "deal": deal, "ranks": world if deal == "shards" else None}
         self._rewind()
@@ -678,7 +728,7 @@ class ShuffledOrder:
         if i < self.first: self._rewind()
         while i >= self.first + len(self.plan):
             self.first, self.epoch = self.first + len(self.plan), self.epoch + 1
-            rng = np.random.Generator(np.random.PCG64([self.stream, self.seed, self.epoch]))
+            rng = np.random.Generator(np.random.PCG64([self.key, self.seed, self.epoch]))
             self.plan = epoch_plan(self.run.sizes[self.mine], self.seq_len, rng)
         shard, first = self.plan[i - self.first].tolist()
         return int(self.mine[shard]), first
@@ -688,8 +738,10 @@ class ShuffledOrder:
     )->tuple[Batch, int]: # this rank's batch, the position after all ranks'
         "Read this rank's sequences"
         picks = [self.sequence(position + self.rank*self.rows + row) for row in range(self.rows)]
-        ids = torch.from_numpy(np.stack([self.run.read(shard, at, at + self.seq_len + 1) for shard, at in picks]))
-        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, self.run.where(*picks[0])), position + self.world*self.rows
+        rows = [self.run.read(shard, at, at + self.seq_len + 1) for shard, at in picks]
+        ids = torch.from_numpy(np.stack(rows))
+        batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, self.run.where(*picks[0]))
+        return batch, position + self.world*self.rows
 
 # %% ../nbs/02_data.ipynb #8fe8ecea
 def _prepare(order:Callable, position:int, ahead:queue.Queue, stop:threading.Event)->None:
@@ -714,7 +766,8 @@ class Loader:
         "The next batch; an error in the thread is raised here"
         if self._stop is None:
             self._queue, self._stop = queue.Queue(self.ahead), threading.Event()
-            self._thread = threading.Thread(target=_prepare, args=(self.order, self.position, self._queue, self._stop), daemon=True)
+            args = self.order, self.position, self._queue, self._stop # not self: a forgotten loader can go
+            self._thread = threading.Thread(target=_prepare, args=args, daemon=True)
             self._thread.start()
             weakref.finalize(self, self._stop.set)
         item = self._queue.get()
@@ -732,13 +785,18 @@ class Loader:
         "Go on from a state, bit for bit"
         for key, mine in self.order.identity.items():
             if state.get(key) != mine:
-                raise ValueError(f"this position was taken with {key} {state.get(key)!r}, this loader has {mine!r}: go on with the same data and settings")
+                raise ValueError(f"this position was taken with {key} {state.get(key)!r}, this loader has {mine!r}: "
+                                 "go on with the same data and settings")
         self.close()
         self.position = int(state["position"])
 
     def close(self)->None:
         "Stop the thread; a later `next` goes on where the last one was"
-        if self._stop is not None: self._stop.set(); self._thread.join(); self._stop = None
+        if self._stop is None: return
+        self._stop.set()
+        while not self._queue.empty(): self._queue.get() # a thread waiting for room goes on and sees the stop
+        self._thread.join()
+        self._stop = None
 
     def __iter__(self): return self
     def __next__(self): return self.next()
@@ -759,9 +817,11 @@ def make_loader(
 )->Loader:
     "Batches of token ids for one rank"
     if seq_len < 1 or tokens < seq_len or tokens % seq_len:
-        raise ValueError(f"a micro-batch of {tokens} tokens is no whole number of sequences of {seq_len}: make tokens a multiple of seq_len")
+        raise ValueError(f"a micro-batch of {tokens} tokens is no whole number of sequences of {seq_len}: "
+                         "make tokens a multiple of seq_len")
     if not 0 <= rank < world: raise ValueError(f"rank {rank} of {world}: ranks run from 0 to {world - 1}")
     run = TokenRun(shards, vocab)
-    if order == "shuffled": return Loader(ShuffledOrder(run, tokens, seq_len, rank, world, seed, deal))
-    if order in ("stream", "packed"): return Loader(StreamOrder(run, tokens, seq_len, rank, world, order == "packed"))
+    shape = run, tokens, seq_len, rank, world
+    if order == "shuffled": return Loader(ShuffledOrder(*shape, seed, deal))
+    if order in ("stream", "packed"): return Loader(StreamOrder(*shape, order == "packed"))
     raise ValueError(f"no order {order!r}: choose stream, shuffled or packed")

@@ -568,7 +568,7 @@ def reveal_booked(
     "Show booked targets to the predictor"
     before = run.stream.frontier
     if query is None: run.stream.advance(run.books.booked)
-    run.stream.learn(positions + 1)
+    run.stream.learn(torch.cat([positions, positions + 1]))
     run.event('revealed', positions[~run.shown[positions]])
     run.shown[positions] = True
     segment = Segment(positions, run.ids[positions + 1], run.next, len(run.pieces), (before, run.stream.frontier), run.stream, query)

@@ -161,7 +161,7 @@ def activate(
 )->Tensor:                   # same shape
     "The MLP's nonlinearity"
     if kind == "swiglu": return F.silu(gate) * z
-    return (F.leaky_relu(z, 0.5) if kind == "leaky_relu2" else F.relu(z)).square()
+    return z * (F.leaky_relu(z, 0.25) if kind == "leaky_relu2" else F.relu(z))
 
 # %% ../nbs/05_model.ipynb #4e2e12cf
 class FlowRefiner(nn.Module):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FP16_TINY', 'PERCENTILES', 'TAPS', 'top_code', 'Codes', 'parse_clip', 'row_clip', 'row_scale', 'grid_codes',
-           'check_finite', 'round_rows', 'feedback', 'round_in_order', 'gptq_matrix', 'gptq', 'output_error', 'Plan',
-           'Rule', 'rule_for', 'quantize_tensor', 'to_float', 'quantize_model', 'dequantize_state', 'collect_hessians',
-           'soft_round', 'fake_round', 'zeroing_cost', 'zero_ones']
+           'check_finite', 'round_rows', 'feedback', 'round_in_order', 'gptq_matrix', 'gptq', 'output_error', 'Rule',
+           'Plan', 'rule_for', 'quantize_tensor', 'to_float', 'quantize_model', 'dequantize_state', 'collect_hessians',
+           'soft_round', 'fake_round', 'zeroing_cost', 'zero_ones', 'group_sensitivity']
 
 # %% ../nbs/08_quantize.ipynb #62d11620
 import math, warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,9 @@ def row_clip(
     "Magnitude beyond which the weights of a row saturate"
     if kind == 'sigma': return value * w.std(-1) if w.shape[-1] > 1 else value * w.abs()[..., 0]
     if kind == 'max' or value == 100: return w.abs().amax(-1)
-    rows = w.abs().reshape(-1, w.shape[-1]).split(max(1, 2**23 // w.shape[-1]))  # torch.quantile takes 2**24 at most
-    return torch.cat([torch.quantile(r, value / 100, dim=-1) for r in rows]).view(w.shape[:-1])
+    rank = torch.tensor(value / 100) * (w.shape[-1] - 1)  # as torch.quantile has it, which sorts all and stops at 2**24 elements
+    above = w.abs().topk(w.shape[-1] - int(rank.floor()), dim=-1).values
+    return torch.lerp(above[..., -1], above[..., max(-2, -above.shape[-1])], (rank - rank.floor()).to(w))
 
 # %% ../nbs/08_quantize.ipynb #f9a5dec2
 def row_scale(
@@ -73,13 +74,14 @@ def row_scale(
     bits:int,            # 2 to 8
     clip:str='max',      # see `parse_clip`
     faithful:bool=False, # floor at 1/top code, as the reference lineages do
+    stretch:float=1.0,   # times the clip: above 1 a coarser grid and a smaller file
 )->Tensor:               # fp16 [..., R]
     "Step of each row's grid, as stored"
     kind, value = parse_clip(clip)
     top = top_code(bits)
     floor = 1 / top if faithful else FP16_TINY
-    scales = [(c / top).clamp_min(floor).half() for c in (
-        [row_clip(w, 'percentile', p) for p in PERCENTILES] if kind.startswith('best') else [row_clip(w, kind, value)])]
+    clips = [row_clip(w, 'percentile', p) for p in PERCENTILES] if kind.startswith('best') else [row_clip(w, kind, value)]
+    scales = [(c if stretch == 1 else c * stretch).div(top).clamp_min(floor).half() for c in clips]
     if len(scales) == 1: return scales[0]
     err = torch.stack([(w - grid_codes(w, s, bits) * s.float()[..., None]).square().sum(-1) for s in scales])
     if kind == 'best matrix': err = err.sum(-1, keepdim=True).expand_as(err)
@@ -109,13 +111,14 @@ def round_rows(
     clip:str='max',      # see `parse_clip`
     name:str='weight',   # for error messages
     faithful:bool=False, # the reference's floor, and its int8 division by the unrounded scale
+    stretch:float=1.0,   # times the clip
 )->Codes:
     "Round to nearest on one grid per row; raises ValueError on NaN or inf"
     check_finite(w, name)
     w = w.detach().float()
-    scale = row_scale(w, bits, clip, faithful)
+    scale = row_scale(w, bits, clip, faithful, stretch)
     if not torch.isfinite(scale).all(): raise ValueError(f"{name}: a row's scale is beyond fp16 (65504); the weights are too large")
-    if faithful and bits == 8:
+    if faithful and bits == 8 and stretch == 1:
         clips = row_clip(w, *parse_clip(clip))[..., None]
         q = (w.clamp(-clips, clips) / (clips / 127).clamp_min(1 / 127)).round_().clamp_(-127, 127)
     else: q = grid_codes(w, scale, bits)
@@ -183,6 +186,7 @@ def gptq(
     block:int=128,        # columns per lazy block
     damp:float=0.01,      # added to the diagonal, as a share of its mean
     name:str='weight',    # for messages
+    stretch:float=1.0,    # times the clip
 )->Codes:
     "Round with error feedback (GPTQ, arXiv:2210.17323) on a grid of clip_sigmas standard deviations (SDClip)"
     check_finite(w, name), check_finite(hessian, f'second moments of {name}')
@@ -190,7 +194,7 @@ def gptq(
     if hessian.shape != (*w.shape[:-2], C, C):
         raise ValueError(f"{name}: weights {tuple(w.shape)} need second moments {(*w.shape[:-2], C, C)}, got {tuple(hessian.shape)}")
     clip = clip_sigmas if isinstance(clip_sigmas, str) else f'sigma {clip_sigmas}'
-    plain = round_rows(w, bits, clip, name)
+    plain = round_rows(w, bits, clip, name, stretch=stretch)
     flat, Hs = w.detach().float().reshape(-1, *w.shape[-2:]), hessian.reshape(-1, C, C)
     q = [gptq_matrix(m, H, s, bits, block, damp, name) for m, H, s in zip(flat, Hs, plain.scale.view(len(flat), -1))]
     return Codes(torch.stack(q).view(w.shape).to(torch.int8), plain.scale, bits)
@@ -206,17 +210,35 @@ def output_error(
 
 # %% ../nbs/08_quantize.ipynb #40fcb180
 @dataclass(frozen=True)
+class Rule:
+    "How one tensor, or one slice of a bank, is stored"
+    method:str # 'rows', 'gptq', 'fp16' or 'fp32'
+    bits:int   # of its codes
+    clip:str   # see `parse_clip`
+    stretch:float = 1.0 # times the clip
+
+    def check(self, name:str):
+        "Refuse what cannot be done, naming the tensor or role; raises ValueError"
+        if self.method not in ('rows', 'gptq', 'fp16', 'fp32'):
+            raise ValueError(f"plan for {name}: method {self.method!r} is not one of 'rows', 'gptq', 'fp16', 'fp32'")
+        top_code(self.bits), parse_clip(self.clip)
+        if not 0 < self.stretch < math.inf: raise ValueError(f"plan for {name}: stretch {self.stretch} is not above 0")
+
+@dataclass(frozen=True)
 class Plan:
     "How each tensor of a model is stored; plain values only, so that it can travel as JSON"
     bank_method:str = 'rows'     # 'rows' (round to nearest), 'gptq', 'fp16' or 'fp32'
     bank_bits:int = 6
     bank_clip:str = 'max'        # see `parse_clip`
+    bank_stretch:float = 1.0     # times the clip: above 1 a coarser grid and a smaller file
     embed_method:str = 'rows'
     embed_bits:int = 8
     embed_clip:str = 'percentile 99.99984'
+    embed_stretch:float = 1.0
     table_method:str = 'rows'    # bigram and value embeddings, projections above `small`
     table_bits:int = 8
     table_clip:str = 'percentile 99.99984'
+    table_stretch:float = 1.0
     control:str = 'fp16'         # what small tensors are stored as: 'fp16' or 'fp32'
     small:int = 65_536           # tensors of at most this many elements (banks aside) stay floats
     exceptions:dict = field(default_factory=dict) # {'banks.down.5': {'bits': 5}, 'embed': {'method': 'fp16'}}
@@ -228,23 +250,13 @@ class Plan:
 
     def __post_init__(self):
         for role in ('bank', 'embed', 'table'):
-            Rule(getattr(self, f'{role}_method'), getattr(self, f'{role}_bits'), getattr(self, f'{role}_clip')).check(role)
+            Rule(*(getattr(self, f'{role}_{f.name}') for f in fields(Rule))).check(role)
         if self.control not in ('fp16', 'fp32'): raise ValueError(f"Plan.control: {self.control!r} is neither 'fp16' nor 'fp32'")
         if not 0 <= self.zeroed <= 1: raise ValueError(f"Plan.zeroed: {self.zeroed} is not a share between 0 and 1")
-        for name in self.exceptions: replace(Rule('rows', 6, 'max'), **self.exceptions[name]).check(name)
-
-@dataclass(frozen=True)
-class Rule:
-    "How one tensor, or one slice of a bank, is stored"
-    method:str # 'rows', 'gptq', 'fp16' or 'fp32'
-    bits:int   # of its codes
-    clip:str   # see `parse_clip`
-
-    def check(self, name:str):
-        "Refuse what cannot be done, naming the tensor or role; raises ValueError"
-        if self.method not in ('rows', 'gptq', 'fp16', 'fp32'):
-            raise ValueError(f"plan for {name}: method {self.method!r} is not one of 'rows', 'gptq', 'fp16', 'fp32'")
-        top_code(self.bits), parse_clip(self.clip)
+        for name, change in self.exceptions.items():
+            unknown = sorted(set(change) - {f.name for f in fields(Rule)})
+            if unknown: raise ValueError(f"plan for {name}: {unknown[0]!r} is not one of {', '.join(f.name for f in fields(Rule))}")
+            replace(Rule('rows', 6, 'max'), **change).check(name)
 
 # %% ../nbs/08_quantize.ipynb #4c41d514
 def rule_for(
@@ -255,7 +267,7 @@ def rule_for(
 )->Rule:
     "What the plan says about one tensor, exceptions first for the slice, then for the tensor"
     group = {'bank': 'bank', 'embed': 'embed'}.get(role, 'table')
-    rule = Rule(*(getattr(plan, f'{group}_{f}') for f in ('method', 'bits', 'clip')))
+    rule = Rule(*(getattr(plan, f'{group}_{f.name}') for f in fields(Rule)))
     if role == 'control' or role != 'bank' and numel <= plan.small: rule = replace(rule, method=plan.control)
     for key in (name.rpartition('.')[0], name):
         if key in plan.exceptions: rule = replace(rule, **plan.exceptions[key])
@@ -280,8 +292,8 @@ def quantize_tensor(
         if rule.method == 'gptq' and m.ndim == 2:
             if hessian is None: raise ValueError(f"{slice_name}: GPTQ needs second moments; run collect_hessians first, or plan 'rows'")
             H = hessian if i is None else hessian[i]
-            parts.append(gptq(m, H, rule.bits, rule.clip, plan.block, plan.damp, slice_name))
-        else: parts.append(round_rows(m, rule.bits, rule.clip, slice_name, plan.faithful))
+            parts.append(gptq(m, H, rule.bits, rule.clip, plan.block, plan.damp, slice_name, rule.stretch))
+        else: parts.append(round_rows(m, rule.bits, rule.clip, slice_name, plan.faithful, rule.stretch))
     if len({type(p) for p in parts}) > 1: raise ValueError(f"{name}: a bank cannot mix float and integer layers")
     if layers == (None,): return parts[0]
     if isinstance(parts[0], Tensor): return torch.stack(parts)
@@ -352,9 +364,10 @@ def fake_round(
     bits:int,
     clip:str='max',        # as the exporter's; see `parse_clip`
     alpha:float|None=None, # None: hard, straight-through; else the steepness of the soft form
+    stretch:float=1.0,     # as the exporter's
 )->Tensor:                 # what the exporter would store, with a gradient to `bank`
     "Quantise in the forward pass, on the grid that `round_rows` will use"
-    with torch.no_grad(): scale = row_scale(bank.float(), bits, clip)
+    with torch.no_grad(): scale = row_scale(bank.float(), bits, clip, stretch=stretch)
     step, top = scale.float()[..., None].to(bank.dtype), top_code(bits)
     if alpha is not None: return soft_round((bank / step).clamp(-top, top), alpha) * step
     return bank + (grid_codes(bank.detach().float(), scale, bits).to(bank.dtype) * step - bank).detach()
@@ -381,3 +394,23 @@ def zero_ones(
     if not keep: return dict(state)
     limit = ones.kthvalue(keep).values
     return state | {k: replace(c, codes=c.codes.masked_fill(costs[k] <= limit, 0)) for k, c in coded.items()}
+
+# %% ../nbs/08_quantize.ipynb #9f240343
+@torch.no_grad()
+def group_sensitivity(
+    model:nn.Module,
+    loss,                    # model -> nats on a fixed batch of training data
+    hessians:dict|None=None, # from `collect_hessians`; None = count weight error as output error
+    bits:int=3,              # coarse enough that the change is no noise
+)->dict[str, float]:         # parameter -> nats per unit of relative squared output error of one of its matrices
+    "What quantisation error costs in each bank and table, measured one at a time"
+    base, out, roles = loss(model), {}, model.roles()
+    for name, p in model.named_parameters():
+        if p.ndim < 2 or roles[name] in ('control', 'proj'): continue
+        kept, codes = p.detach().clone(), round_rows(p, bits, 'sigma 3', name)
+        H = (hessians or {}).get(name, torch.eye(p.shape[-1]))
+        relative = output_error(p, codes, H) / (((kept @ H) * kept).sum((-2, -1))).clamp_min(1e-30)
+        p.copy_(codes.dequantize())
+        out[name] = max(0.0, loss(model) - base) / max(float(relative.sum()), 1e-9)
+        p.copy_(kept)
+    return out
