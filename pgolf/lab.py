@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPERMILL_NAMES', 'Refusal', 'plainly', 'check_parameters', 'unknown_name', 'parameter_value', 'parse_overrides',
-           'literal', 'recipe_changes', 'RunRecord', 'read_record', 'make_way', 'repo_root', 'Table', 'cell_text',
+           'literal', 'recipe_changes', 'RunRecord', 'read_run', 'make_way', 'repo_root', 'Table', 'cell_text',
            'Picture', 'read_events', 'running_mean', 'loss_picture', 'LivePlot', 'byte_picture', 'bpb_picture',
            'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes', 'compressor_bpb',
            'split_text']
@@ -144,7 +144,7 @@ class RunRecord:
         self.note(seconds={**self.facts["seconds"], name: round(time.monotonic() - began, 1)})
 
 # %% ../nbs/18_lab.ipynb #ad8a4ee4
-def read_record(
+def read_run(
     run, # run folder
 )->dict: # its run.json, {} where there is none
     "What is known about the run in a folder"
@@ -160,7 +160,7 @@ def make_way(
     run = Path(run)
     if run.exists() and not run.is_dir(): raise Refusal(f"{run} is a file: name a folder for the run in out")
     if not run.exists() or all(p.name.startswith(".") for p in run.iterdir()): return None
-    earlier = read_record(run)
+    earlier = read_run(run)
     if not earlier: raise Refusal(f"{run} holds files but no run: name an empty or a new folder in out")
     if earlier.get("settings") == settings and not earlier.get("finished"): return None
     n = 1

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from pgolf.data import open_dataset
-from pgolf.lab import bpb_picture, byte_picture, loss_picture, position_in_document, read_events, read_record
+from pgolf.lab import bpb_picture, byte_picture, loss_picture, position_in_document, read_events, read_run
 
 IMAGES = Path(__file__).resolve().parents[1] / "nbs" / "images"
 
 
 def pictures(run):
     "Name -> picture, of a run folder"
-    ids = open_dataset(read_record(run)["settings"]["data"]).val_ids()
+    ids = open_dataset(read_run(run)["settings"]["data"]).val_ids()
     each = np.load(run / "positions.npz")
     return {"loss": loss_picture(read_events(run, "step")),
             "bytes": byte_picture(json.loads((run / "pack.json").read_text())["parts"]),
