@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HASH_PRIMES', 'KeyTable', 'Column', 'Match', 'BackoffCache', 'match_contexts', 'continuations', 'NgramConfig',
-           'row_entropy', 'entropy_weight', 'mix_rows', 'match_features', 'LearnedGate', 'Mixture', 'HashedCache']
+           'row_entropy', 'entropy_weight', 'mix_rows', 'match_features', 'LearnedGate', 'Mixture', 'HashedCache',
+           'make_predictor']
 
 # %% ../nbs/12_ngram.ipynb #d116ef65
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .evaluate import Query, Segment
+from .evaluate import ModelPredictor, Query, Segment
+from .ttt import DocumentLoRA, LoRAConfig, ScoreFirstTTT, TTTConfig
 
 # %% ../nbs/12_ngram.ipynb #50b191f2
 class KeyTable:
@@ -236,6 +238,8 @@ def continuations(
 class NgramConfig:
     "How much the cache is believed"
     gate:str = 'entropy'        # 'entropy' = the record's formula, 'learned' = ours, below
+    orders:tuple[int,...] = (2, 3, 4, 5, 6, 7) # n: n-1 tokens of context and the next
+    min_count:int = 2           # times a context must have been seen
     alpha_min:float = 0.05
     alpha_span:float = 0.55
     centre:float = 4.0          # entropy in nats at half span
@@ -247,6 +251,7 @@ class NgramConfig:
     lr:float = 0.05             # learned: of Adam
 
     def __post_init__(self):
+        object.__setattr__(self, 'orders', tuple(self.orders))
         if self.gate not in ('entropy', 'learned'): raise ValueError(f"NgramConfig: gate={self.gate!r} is neither 'entropy' nor 'learned'")
         if not (0 <= self.alpha_min and self.alpha_min + self.alpha_span < 1):
             raise ValueError(f"NgramConfig: alpha_min={self.alpha_min} and alpha_span={self.alpha_span} leave [0, 1)")
@@ -461,3 +466,16 @@ class HashedCache:
         order[grid.sum(1) == 0] = 0
         rows, tokens = np.nonzero(grid)
         return Match(np.full(M, -1), order, count, rows, tokens, grid[rows, tokens])
+
+# %% ../nbs/12_ngram.ipynb #7148fa0a
+def make_predictor(
+    model,                        # a GPT
+    ttt:TTTConfig|None=None,      # train it on what it has been scored on
+    lora:LoRAConfig|None=None,    # adapters per document (documents cut)
+    ngram:NgramConfig|None=None,  # mix in an n-gram cache
+    **options,                    # of ModelPredictor
+):                                # a predictor
+    "Any combination of the ways to predict, innermost first: model, score-first training, LoRA, n-gram"
+    out = ScoreFirstTTT(model, ttt, **options) if ttt else ModelPredictor(model, **options)
+    if lora: out = DocumentLoRA(out, lora, **options)
+    return Mixture(out, BackoffCache(ngram.orders, ngram.min_count), ngram) if ngram else out

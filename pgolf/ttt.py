@@ -112,9 +112,9 @@ def ttt_step(
 ):
     "One step on one batch"
     optimizer.zero_grad(set_to_none=True)
-    if len(rows):
-        rows = rows.to(predictor.device)
-        (token_loss(predictor.logits(rows[:, :-1]), rows[:, 1:]).sum() / tokens).backward()
+    size = max(1, predictor.max_logits // (rows.shape[1] * predictor.model.cfg.vocab))
+    for part in rows.to(predictor.device).split(size) if len(rows) else ():
+        (token_loss(predictor.logits(part[:, :-1]), part[:, 1:]).sum() / tokens).backward()
     if together: _sum_gradients(list(predictor.model.parameters()))
     for name, n in frozen.items():
         grad = predictor.model.get_parameter(name).grad

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.evaluate import (EvalConfig, EvaluationError, Ledger, ModelPredictor, document_pieces, document_spans, document_windows, eval_plan,
+from pgolf.evaluate import (EvalConfig, EvaluationError, EventLedger, ModelPredictor, document_pieces, document_spans, document_windows, eval_plan,
                             evaluate, full_windows, sliding_windows, window_pieces)
 from pgolf.model import GPT, GPTConfig
 
@@ -265,7 +265,7 @@ def test_the_ledger_is_ordered_and_bounded():
         if kind == "booked": state["booked"] = hi
     assert [e[0] for e in events] == list(range(score.ledger.total))
     assert score.ledger.counts == dict.fromkeys(("asked", "answered", "booked", "revealed"), 900)
-    small = Ledger(keep=10)
+    small = EventLedger(keep=10)
     for i in range(1000): small.add("asked", 0, i, i + 1, 1)
     assert len(small.events) == 10 and small.total == 1000 and small.counts["asked"] == 1000
 
