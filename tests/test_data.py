@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pgolf.data import (
-    MAGIC,
+    SHARD_MAGIC,
     RECORD,
     CorpusError,
     DatasetError,
@@ -73,7 +73,7 @@ def test_a_shard_comes_back(tmp_path, ids):
         and shard_tokens(path) == len(ids)
         and path.stat().st_size == 1024 + 2 * len(ids)
     )
-    assert np.fromfile(path, "<i4", 256).tolist() == [MAGIC, 1, len(ids)] + [0] * 253
+    assert np.fromfile(path, "<i4", 256).tolist() == [SHARD_MAGIC, 1, len(ids)] + [0] * 253
     if max(ids) < 65535:
         read_shard(path, max(ids) + 1)
     with pytest.raises(ShardError, match=f"token {max(ids)} .*not below the vocabulary size {max(ids)}"):
