@@ -91,7 +91,7 @@ class Spread:
 
     def levels(self, i:int, rows:slice)->np.ndarray: # uint8, flat
         "Table of every code of some rows of matrix i"
-        level = self.rows[i, rows, None].astype(np.int16) + self.cols[i, None] - self.base
+        level = self.rows[i, rows, None].astype(np.int32) + self.cols[i, None] - self.base
         return level.clip(0, len(self.tables) - 1).astype(np.uint8).ravel()
 
     def models(self)->list:

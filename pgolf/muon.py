@@ -165,7 +165,7 @@ def all_gather(
 
 # %% ../nbs/06_muon.ipynb #1386cef5
 class BankSlice:
-    "One bank, its padded gradient, and the slice and momentum this rank owns"
+    "One bank, and the slice of its gradient and momentum that this rank owns"
     def __init__(self,
         name:str,           # parameter name
         param:nn.Parameter, # [n, R, C], or one matrix [R, C]
@@ -173,14 +173,19 @@ class BankSlice:
         world:int=1,        # number of processes
     ):
         if param.ndim not in (2, 3): raise ValueError(f"{name}: Muon steps matrices or banks of them, not shape {tuple(param.shape)}")
-        self.name, self.param, self.world = name, param, world
-        self.n = len(param) if param.ndim == 3 else 1
+        self.name, self.param, self.world, self.n = name, param, world, len(param) if param.ndim == 3 else 1
         own = -(-self.n // world)
-        self.padded = param.data.new_zeros(own * world, *param.shape[-2:])
-        self.grad = self.padded if world == 1 else self.padded.new_zeros(own, *param.shape[-2:])
-        self.buf = torch.zeros_like(self.grad)
         self.mine = slice(rank * own, (rank + 1) * own)
-        param.grad = self.padded[:self.n].view_as(param)
+        self.buf = param.data.new_zeros(own, *param.shape[-2:])
+        self.padded = self.buf.new_zeros(own * world, *param.shape[-2:]) if world > 1 else None
+        self.grad = torch.zeros_like(self.buf) if world > 1 else None # summed over ranks; alone, the parameter's own
+
+    def start_reduce(self): # handle, or None when alone
+        "Starts summing this bank's gradient over ranks; a bank without one counts as zero"
+        grad = torch.zeros_like(self.param) if self.param.grad is None else self.param.grad
+        if self.world == 1: self.grad = grad.view_as(self.buf)
+        else: self.padded[:self.n] = grad.view(-1, *grad.shape[-2:])
+        return reduce_scatter(self.grad, self.padded, self.world)
 
     def whole(self)->Tensor: # [n, R, C]
         "Momentum of the whole bank, collected from all ranks"
@@ -192,8 +197,9 @@ class BankSlice:
         whole:Tensor, # momentum of the whole bank, as `whole` gave it
     )->None:
         "Takes this rank's slice of a whole bank's momentum"
-        padded = torch.zeros_like(self.padded); padded[:self.n] = whole
-        self.buf = padded[self.mine].clone()
+        self.buf.zero_()
+        mine = whole[self.mine]
+        self.buf[:len(mine)] = mine
 
 # %% ../nbs/06_muon.ipynb #8aea1e7c
 class Muon:
@@ -210,12 +216,12 @@ class Muon:
         self.banks = [BankSlice(n, p, rank, world) for n, p in sorted(params.items(), key=lambda i: -i[1].numel())]
 
     def zero_grad(self)->None:
-        "Empties the gradient buffers, which stay in place"
-        for b in self.banks: b.padded.zero_()
+        "Forgets the gradients"
+        for b in self.banks: b.param.grad = None
 
     def start_reduce(self)->list: # handles
         "Starts the reduce-scatter of every bank's gradient"
-        return [reduce_scatter(b.grad, b.padded, self.world) for b in self.banks]
+        return [b.start_reduce() for b in self.banks]
 
     @torch.no_grad()
     def launch(self,
@@ -226,7 +232,7 @@ class Muon:
         flying = []
         for b in self.banks:
             own, b.buf = muon_direction(b.grad * scale, b.buf, momentum, **self.ns)
-            every = own if self.world == 1 else own.new_empty(b.padded.shape)
+            every = own if self.world == 1 else torch.empty_like(b.padded)
             flying.append((b, every, all_gather(every, own, self.world)))
         return flying
 
@@ -246,8 +252,8 @@ class FlatGrads:
     def __init__(self,
         params:list, # parameters of one dtype and device
     ):
+        self.params, at = params, 0
         self.buffer = params[0].data.new_zeros(sum(p.numel() for p in params)) if params else torch.zeros(0)
-        at = 0
         for p in params:
             p.grad = self.buffer[at:at + p.numel()].view_as(p)
             at += p.numel()
@@ -268,17 +274,16 @@ class Optimizers:
         world:int=1,             # number of ranks
     ):
         self.muon, self.adamw, self.flat, self.world = muon, adamw, flat, world
-        self.params = [b.param for b in muon.banks] + [p for g in adamw.param_groups for p in g["params"]]
 
     def zero_grad(self)->None:
-        "Clears all gradients in place; use it instead of the model's own, which would detach the buffers"
+        "Clears all gradients; use it instead of the model's own, which would detach the flat buffer"
         self.muon.zero_grad(); self.flat.buffer.zero_()
 
     @torch.no_grad()
     def reduce(self)->Tensor: # norm of the mean gradient over all ranks and parameters
         "Sums gradients over ranks, banks into slices, and takes the global norm"
-        if any(p.grad is None for p in self.params):
-            raise ValueError("a gradient buffer was dropped: clear gradients with Optimizers.zero_grad(), not the model's")
+        if any(p.grad is None for p in self.flat.params):
+            raise ValueError("the flat gradient buffer was dropped: clear gradients with Optimizers.zero_grad(), not the model's")
         handles = [*self.muon.start_reduce(), self.flat.start_reduce(self.world)]
         for h in handles:
             if h: h.wait()

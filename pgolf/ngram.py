@@ -332,6 +332,8 @@ class Mixture:
         cache,               # BackoffCache, or HashedCache to study
         cfg:NgramConfig=NgramConfig(),
     ):
+        if cfg.gate == 'learned' and not hasattr(cache, 'share_of'):
+            raise ValueError(f"Mixture: the learned weight needs exact counts, not {type(cache).__name__}")
         self.inner, self.cache, self.cfg = predictor, cache, cfg
         self.chunk_tokens = getattr(predictor, 'chunk_tokens', 0) or cfg.chunk_tokens
         self.stamps = tuple(getattr(predictor, 'stamps', ())) + (() if cache.normalised else ('illegal: hashed n-gram rows do not sum to 1',))

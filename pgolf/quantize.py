@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FP16_TINY', 'PERCENTILES', 'TAPS', 'top_code', 'Codes', 'parse_clip', 'row_clip', 'row_scale', 'grid_codes',
-           'check_finite', 'round_rows', 'feedback', 'round_in_order', 'gptq_matrix', 'gptq', 'output_error', 'Rule',
-           'Plan', 'rule_for', 'quantize_tensor', 'to_float', 'quantize_model', 'dequantize_state', 'collect_hessians',
+           'check_finite', 'round_rows', 'round_backwards', 'gptq_matrix', 'gptq', 'output_error', 'Rule', 'Plan',
+           'rule_for', 'quantize_tensor', 'to_float', 'quantize_model', 'dequantize_state', 'collect_hessians',
            'soft_round', 'fake_round', 'zeroing_cost', 'zero_ones', 'group_sensitivity']
 
 # %% ../nbs/08_quantize.ipynb #62d11620
@@ -75,13 +75,15 @@ def row_scale(
     clip:str='max',      # see `parse_clip`
     faithful:bool=False, # floor at 1/top code, as the reference lineages do
     stretch:float=1.0,   # times the clip: above 1 a coarser grid and a smaller file
+    name:str='weight',   # for error messages
 )->Tensor:               # fp16 [..., R]
-    "Step of each row's grid, as stored"
+    "Step of each row's grid, as stored; raises ValueError where fp16 cannot hold it"
     kind, value = parse_clip(clip)
     top = top_code(bits)
     floor = 1 / top if faithful else FP16_TINY
     clips = [row_clip(w, 'percentile', p) for p in PERCENTILES] if kind.startswith('best') else [row_clip(w, kind, value)]
     scales = [(c if stretch == 1 else c * stretch).div(top).clamp_min(floor).half() for c in clips]
+    if not all(torch.isfinite(s).all() for s in scales): raise ValueError(f"{name}: a row's scale is beyond fp16 (65504); the weights are too large")
     if len(scales) == 1: return scales[0]
     err = torch.stack([(w - grid_codes(w, s, bits) * s.float()[..., None]).square().sum(-1) for s in scales])
     if kind == 'best matrix': err = err.sum(-1, keepdim=True).expand_as(err)
@@ -102,6 +104,7 @@ def check_finite(
     name:str,  # of the tensor, for the message
 ):
     "Refuse NaN and inf, which no grid can hold; raises ValueError"
+    if math.isfinite(float(w.detach().sum())): return  # one pass; an overflowing sum is looked at closely
     bad = int((~torch.isfinite(w)).sum())
     if bad: raise ValueError(f"{name}: {bad} of {w.numel()} weights are NaN or inf; nothing was quantised")
 
@@ -116,8 +119,7 @@ def round_rows(
     "Round to nearest on one grid per row; raises ValueError on NaN or inf"
     check_finite(w, name)
     w = w.detach().float()
-    scale = row_scale(w, bits, clip, faithful, stretch)
-    if not torch.isfinite(scale).all(): raise ValueError(f"{name}: a row's scale is beyond fp16 (65504); the weights are too large")
+    scale = row_scale(w, bits, clip, faithful, stretch, name)
     if faithful and bits == 8 and stretch == 1:
         clips = row_clip(w, *parse_clip(clip))[..., None]
         q = (w.clamp(-clips, clips) / (clips / 127).clamp_min(1 / 127)).round_().clamp_(-127, 127)
@@ -125,32 +127,27 @@ def round_rows(
     return Codes(q.to(torch.int8), scale, bits)
 
 # %% ../nbs/08_quantize.ipynb #22f8db09
-def feedback(
-    H:Tensor,   # [C, C] damped second moments, columns in order of treatment
-)->Tensor|None: # [C, C] A transposed: row j holds how column j makes up for earlier errors; None if H is not positive
-    "Error feedback coefficients of GPTQ from one Cholesky factorisation"
-    lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
-    if failed or not torch.isfinite(lower.diagonal()).all(): return None
-    return lower.flip(0, 1).T / lower.diagonal().flip(0)[:, None]
-
-def round_in_order(
-    w_CR:Tensor,  # weights, columns first, in order of treatment
-    A_CC:Tensor,  # from `feedback`
-    step_R:Tensor,# row scales, fp32
-    top:int,      # largest code
-    block:int,    # columns whose feedback from before the block is gathered by one product
-    sub:int=16,   # the same, one level down
-)->Tensor:        # whole numbers [C, R]
-    "Round column after column, each to make up for the errors before it"
-    q_CR, e_CR = torch.empty_like(w_CR), torch.zeros_like(w_CR)
-    for a in range(0, len(w_CR), block):
-        b = min(a + block, len(w_CR))
-        x = torch.addmm(w_CR[a:b], A_CC[a:b, :a], e_CR[:a]) if a else w_CR[a:b]
-        for c in range(a, b, sub):
-            d = min(c + sub, b)
-            y = torch.addmm(x[c-a:d-a], A_CC[c:d, a:c], e_CR[a:c]) if c > a else x[:d-a]
-            for j in range(c, d):
-                t = torch.addmv(y[j-c], e_CR[c:j].T, A_CC[j, c:j]) if j > c else y[0]
+def round_backwards(
+    w_CR:Tensor,   # weights, columns first; the column to treat first is the last
+    L_CC:Tensor,   # lower Cholesky factor of the second moments, same order
+    step_R:Tensor, # row scales, fp32
+    top:int,       # largest code
+    block:int,     # columns whose feedback from outside the block is gathered by one product
+    sub:int=16,    # the same, one level down
+)->Tensor:         # whole numbers [C, R]
+    "Round column after column, each to make up for the errors of those before it"
+    q_CR, e_CR = torch.empty_like(w_CR), torch.empty_like(w_CR)
+    diag = L_CC.diagonal()
+    pull = lambda x, a, b, end: x + (L_CC[b:end, a:b].T @ e_CR[b:end]) / diag[a:b, None] if end > b else x
+    one_over = (1 / diag).tolist()
+    for b in range(len(w_CR), 0, -block):
+        a = max(0, b - block)
+        x = pull(w_CR[a:b], a, b, len(w_CR))
+        for d in range(b, a, -sub):
+            c = max(a, d - sub)
+            y = pull(x[c-a:d-a], c, d, b)
+            for j in range(d - 1, c - 1, -1):
+                t = torch.addmv(y[j-c], e_CR[j+1:d].T, L_CC[j+1:d, j], alpha=one_over[j]) if j < d - 1 else y[-1]
                 torch.div(t, step_R, out=q_CR[j]).round_().clamp_(-top, top)
                 torch.addcmul(w_CR[j], q_CR[j], step_R, value=-1, out=e_CR[j])
     return q_CR
@@ -163,19 +160,18 @@ def gptq_matrix(w:Tensor, H:Tensor, scale:Tensor, bits:int, block:int, damp:floa
     dead = diag == 0
     diag[dead] = 1
     mean = diag.mean()
-    order = (diag + damp * mean).argsort(descending=True)
-    w_CR = w.masked_fill(dead, 0).T[order].contiguous()
-    H = H[order[:, None], order]
-    diag, added = H.diagonal(), 0.0
+    order = (diag + damp * mean).argsort(descending=True).flip(0)
+    H = H.index_select(0, order).index_select(1, order)
     for tries in range(4):
-        diag += (damp * 10**tries - added) * mean
-        added = damp * 10**tries
-        A = feedback(H)
-        if A is not None: break
+        damped = H.clone() if tries < 3 else H
+        damped.diagonal().add_(damp * 10**tries * mean)
+        L, failed = torch.linalg.cholesky_ex(damped)
+        if not failed and torch.isfinite(L[-1, -1]): break
     else:
-        warnings.warn(f"{name}: second moments are not positive definite even with damping {added:g}; rounded plainly instead")
+        warnings.warn(f"{name}: second moments are not positive definite even with damping {damp * 10**tries:g}; rounded plainly instead")
         return grid_codes(w, scale, bits)
-    q = round_in_order(w_CR, A, scale.float(), top_code(bits), block)
+    w_CR = w.masked_fill(dead, 0).T[order].contiguous()
+    q = round_backwards(w_CR, L, scale.float(), top_code(bits), block)
     return torch.empty_like(q).index_copy_(0, order, q).T
 
 def gptq(
@@ -194,10 +190,10 @@ def gptq(
     if hessian.shape != (*w.shape[:-2], C, C):
         raise ValueError(f"{name}: weights {tuple(w.shape)} need second moments {(*w.shape[:-2], C, C)}, got {tuple(hessian.shape)}")
     clip = clip_sigmas if isinstance(clip_sigmas, str) else f'sigma {clip_sigmas}'
-    plain = round_rows(w, bits, clip, name, stretch=stretch)
     flat, Hs = w.detach().float().reshape(-1, *w.shape[-2:]), hessian.reshape(-1, C, C)
-    q = [gptq_matrix(m, H, s, bits, block, damp, name) for m, H, s in zip(flat, Hs, plain.scale.view(len(flat), -1))]
-    return Codes(torch.stack(q).view(w.shape).to(torch.int8), plain.scale, bits)
+    scale = row_scale(flat, bits, clip, stretch=stretch, name=name)
+    q = torch.stack([gptq_matrix(m, H, s, bits, block, damp, name) for m, H, s in zip(flat, Hs, scale)])
+    return Codes(q.view(w.shape).to(torch.int8), scale.view(w.shape[:-1]), bits)
 
 def output_error(
     w:Tensor,      # [..., R, C]

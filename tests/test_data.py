@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pgolf.data import (
     SHARD_MAGIC,
-    RECORD,
+    DATASET_RECORD,
     CorpusError,
     DatasetError,
     Loader,
@@ -286,7 +286,7 @@ def test_a_damaged_dataset_is_refused_and_then_built_anew(tmp_path, hurt):
     if hurt == "tokenizer":
         d.tokenizer.write_bytes(fit_tokenizer([t for _, t in DOCS[:30]], 320))
     if hurt == "record":
-        (home(d) / RECORD).write_text("{")
+        (home(d) / DATASET_RECORD).write_text("{")
     if hurt == "no val":
         d.val[0].unlink()
     with pytest.raises(ValueError, match="cut short|not below|again"):

@@ -9,7 +9,7 @@ import pytest
 from pgolf.data import (
     HUB,
     HUBS,
-    RECORD,
+    DATASET_RECORD,
     DatasetError,
     DownloadError,
     ShardError,
@@ -190,7 +190,7 @@ def test_hf_endpoint_is_honoured(published, tmp_path):
         assert (
             "fetching fineweb10B_sp320" in done.stderr and "fineweb_train_000002.bin" in done.stderr
         )  # the bars
-    assert len(open_dataset(folder(tmp_path)).train) == 3 and (folder(tmp_path) / RECORD).exists()
+    assert len(open_dataset(folder(tmp_path)).train) == 3 and (folder(tmp_path) / DATASET_RECORD).exists()
 
 
 @pytest.mark.parametrize("at", [2, 4, 6])
