@@ -6,8 +6,10 @@
 __all__ = ['SLAB', 'MAGIC', 'VERSION', 'PREAMBLE', 'MAX_HEADER', 'MAX_WEIGHTS', 'CODERS', 'KINDS', 'MAX_CONFIG', 'ArtifactError',
            'window_log', 'brotli_window', 'lzma_filters', 'squeeze', 'unsqueeze', 'Spread', 'read_spread', 'slabs',
            'ans_encode', 'ans_decode', 'fit_spread', 'measure_tables', 'choose_spread', 'Blob', 'encode_blob',
-           'decode_blob', 'make_blob', 'gather', 'pack_state', 'seal', 'pack', 'take', 'take_shape', 'open_header',
-           'read_blobs', 'open_model', 'Cursor', 'read_tensor', 'unpack', 'Ledger', 'inspect', 'write_artifact']
+           'decode_blob', 'likely_coders', 'make_blob', 'gather', 'pack_state', 'seal', 'pack', 'take', 'take_shape',
+           'open_header', 'read_blobs', 'open_model', 'Cursor', 'read_tensor', 'unpack', 'ByteLedger', 'inspect',
+           'write_artifact', 'Try', 'Fit', 'spread_bytes', 'Forecast', 'stretch_all', 'drop_bits', 'stretch_groups',
+           'bisect', 'turn_levers', 'fit_budget']
 
 # %% ../nbs/09_artifact.ipynb #e39d5166
 import hashlib, json, lzma, math, struct, zlib
@@ -17,7 +19,7 @@ import brotli, constriction, numpy as np, torch, zstandard
 from torch import Tensor
 
 from .model import GPT, GPTConfig
-from .quantize import Codes, Plan, output_error, quantize_model
+from .quantize import Codes, Plan, Rule, output_error, quantize_model, round_rows, rule_for, zero_ones
 from .tokenizer import write_atomic
 
 # %% ../nbs/09_artifact.ipynb #2b04efbd
@@ -89,7 +91,7 @@ class Spread:
 
     def levels(self, i:int, rows:slice)->np.ndarray: # uint8, flat
         "Table of every code of some rows of matrix i"
-        level = self.rows[i, rows, None].astype(np.int16) + self.cols[i, None] - self.base
+        level = self.rows[i, rows, None].astype(np.int32) + self.cols[i, None] - self.base
         return level.clip(0, len(self.tables) - 1).astype(np.uint8).ravel()
 
     def models(self)->list:
@@ -277,16 +279,29 @@ def decode_blob(
     if hashlib.sha256(a.tobytes()).hexdigest() != blob.sha256: raise ArtifactError(f"blob {blob.name!r}: its numbers do not match their checksum")
     return a
 
+def likely_coders(
+    a:np.ndarray,
+    sample:int=2**19, # bytes; smaller blobs try every coder that applies
+    margin:float=0.005,# share by which a coder may lose on the sample and still be tried on the whole
+)->list[str]:
+    "Coders worth running on the whole blob: those that come near the best on a piece of it"
+    fits = [c for c in CODERS if (c == 'ans') <= (a.ndim == 3 and a.size > 0) and ('+' in c) <= (a.itemsize > 1)]
+    if a.nbytes <= 2 * sample: return fits
+    piece = a[:1, :max(1, sample // a.shape[2])] if a.ndim == 3 else a[:sample // a.itemsize]
+    sizes = {c: len(encode_blob(piece, c)) for c in fits}
+    return [c for c in fits if sizes[c] <= min(sizes.values()) * (1 + margin)]
+
 def make_blob(
     name:str,
-    kind:str,
-    a:np.ndarray,
-    coder:str='auto', # one of CODERS, or 'auto' = the smallest
+    kind:str,        # one of KINDS
+    a:np.ndarray,    # int8 [L, R, C], or 1-D
+    coder:str='auto',# 'ans', 'brotli', 'lzma' or 'zstd' (planes where they help); 'auto' = the smallest
 )->tuple[Blob, bytes]:
-    "Compress with one coder, or with all that apply and keep the smallest (first in CODERS on a tie)"
-    fits = [c for c in CODERS if (c == 'ans') <= (a.ndim == 3 and a.size > 0) and ('+' in c) <= (a.itemsize > 1)]
-    tried = [(encode_blob(a, c), c) for c in fits if coder in ('auto', c.partition('+')[0])] or [(encode_blob(a, 'brotli'), 'brotli')]
-    data, coder = min(tried, key=lambda t: len(t[0]))
+    "Compress with one coder, or with all likely ones, and keep the smallest (first in CODERS on a tie)"
+    if coder not in ('auto', *CODERS): raise ArtifactError(f"coder {coder!r} is not one of auto, {', '.join(CODERS)}")
+    wanted = likely_coders(a) if coder == 'auto' else [c for c in CODERS if c.partition('+')[0] == coder and ('+' in c) <= (a.itemsize > 1)]
+    if coder == 'ans' and a.ndim != 3 or a.size == 0: wanted = ['brotli', 'brotli+planes'][:a.itemsize]
+    data, coder = min(((encode_blob(a, c), c) for c in wanted), key=lambda t: len(t[0]))
     return Blob(name, kind, coder, a.shape if coder == 'ans' else (a.size,), len(data), hashlib.sha256(a.tobytes()).hexdigest()), data
 
 # %% ../nbs/09_artifact.ipynb #ddecad20
@@ -462,7 +477,7 @@ def unpack(
     return model
 
 # %% ../nbs/09_artifact.ipynb #8d83efb4
-class Ledger(dict):
+class ByteLedger(dict):
     "Where an artifact's bytes go: 'bytes', 'header', 'model', 'meta', 'blobs' (name, kind, coder, numbers, bytes, bits each)"
     def lines(self)->list[tuple]:
         "Rows of the table, largest first"
@@ -478,12 +493,12 @@ class Ledger(dict):
 
 def inspect(
     data:bytes,
-)->Ledger: # JSON-able
+)->ByteLedger: # JSON-able
     "The byte ledger of a file, without decoding its weights; raises ArtifactError"
     header, payload = open_header(data)
     blobs = [{'name': b.name, 'kind': b.kind, 'coder': b.coder, 'numbers': b.count, 'bytes': b.size, 'bits': 8 * b.size / max(b.count, 1)}
              for b, _ in read_blobs(header, payload, 2 * MAX_WEIGHTS).values()]
-    return Ledger(bytes=len(data), header=len(data) - len(payload), model=take(header, 'model', dict, 'the file'),
+    return ByteLedger(bytes=len(data), header=len(data) - len(payload), model=take(header, 'model', dict, 'the file'),
                   meta=take(header, 'meta', dict, 'the file'), blobs=blobs)
 
 def write_artifact(
@@ -493,3 +508,179 @@ def write_artifact(
     "Check that the bytes are a sound frame, then write them aside and rename"
     open_header(data)
     write_atomic(path, data)
+
+# %% ../nbs/09_artifact.ipynb #23ede824
+@dataclass(frozen=True)
+class Try:
+    "One setting of a search"
+    lever:str
+    setting:float|str
+    bytes:int      # of the whole file
+    damage:float   # sum over matrices of relative squared output error, times the weight of their parameter
+    exact:bool     # False: estimated from a quarter of the rows
+    fits:bool
+
+@dataclass(frozen=True)
+class Fit:
+    "What a search found, and how it got there"
+    plan:Plan
+    data:bytes
+    fits:bool
+    limit:int
+    tries:tuple[Try, ...]
+
+    def __repr__(self):
+        rows = [f"{t.lever:22} {t.setting if isinstance(t.setting, str) else format(t.setting, '.4g'):>12} {'' if t.exact else '~'}{t.bytes:>12,} bytes  "
+                f"damage {t.damage:.3e} {'fits' if t.fits else 'too large'}" for t in self.tries]
+        return '\n'.join(rows + [f"limit {self.limit:,}: {len(self.data):,} bytes {'fit' if self.fits else 'DO NOT FIT'}"])
+
+# %% ../nbs/09_artifact.ipynb #591b6116
+def spread_bytes(
+    codes:np.ndarray, # int8 [L, R, C]
+)->float:
+    "Size of the codes under the weight coder, counted, not coded"
+    return min(fit_spread(codes, False, cols, False, 0.5)[1] for cols in (False, True))
+
+class Forecast:
+    "Size and damage of a plan from a quarter of the rows; every matrix and rule is looked at once"
+    def __init__(self,
+        model:GPT,
+        hessians:dict|None=None,
+        weights:dict|None=None, # parameter -> nats per unit of relative output error; None = 1 each
+        every:int=4,            # one row in so many
+    ):
+        self.roles, self.params, self.hessians, self.weights = model.roles(), dict(model.named_parameters()), hessians or {}, weights or {}
+        self.layers, self.every, self.known = model.cfg.layers, every, {}
+
+    def units(self, plan:Plan)->list[tuple]:
+        "(parameter, layer or None, rule) of everything the plan turns into codes"
+        out = []
+        for name, p in self.params.items():
+            for i in range(len(p)) if self.roles[name] == 'bank' else (None,):
+                rule = rule_for(plan, name if i is None else f'{name}.{i}', self.roles[name], p.numel())
+                if rule.method in ('rows', 'gptq') and p.ndim > 1: out.append((name, i, rule))
+        return out
+
+    @torch.no_grad()
+    def codes(self, name:str, i:int|None, rule:Rule)->tuple[Tensor, Codes]: # sampled rows and their codes
+        "A unit's sampled rows, rounded plainly: GPTQ's codes have nearly the same histogram"
+        p = self.params[name].detach()
+        w = (p if i is None else p[i])[::self.every].float()
+        return w, round_rows(w, rule.bits, rule.clip, name, stretch=rule.stretch)
+
+    def price(self, name:str, i:int|None, w:Tensor, c:Codes)->tuple[float, float]: # bytes, damage
+        "Size and damage of a unit"
+        rows = (self.params[name].shape[-2]) / len(w)
+        H = self.hessians.get(name)
+        H = torch.eye(w.shape[-1]) if H is None else H if i is None else H[i]
+        nothing = Codes(torch.zeros_like(c.codes), c.scale, c.bits)
+        relative = output_error(w, c, H) / output_error(w, nothing, H).clamp_min(1e-30)
+        return rows * spread_bytes(c.codes.numpy()[None]), self.weights.get(name, 1.0) * float(relative)
+
+    def __call__(self, plan:Plan)->tuple[float, float]: # bytes of the codes, damage
+        "Totals of a plan"
+        units = self.units(plan)
+        if plan.zeroed: return self.zeroed(plan, units)
+        for u in units:
+            if u not in self.known: self.known[u] = self.price(*u[:2], *self.codes(*u))
+        return tuple(sum(self.known[u][k] for u in units) for k in (0, 1))
+
+    def zeroed(self, plan:Plan, units:list)->tuple[float, float]:
+        "Totals of a plan with zeroing, which ranks the codes of all units together"
+        made = {u: self.codes(*u) for u in units}
+        state = zero_ones({u: w for u, (w, _) in made.items()}, {u: c for u, (_, c) in made.items()}, plan.zeroed)
+        prices = [self.price(*u[:2], made[u][0], state[u]) for u in units]
+        return tuple(sum(p[k] for p in prices) for k in (0, 1))
+
+# %% ../nbs/09_artifact.ipynb #6cda9d54
+def stretch_all(plan:Plan, by:float)->Plan:
+    "Every grid coarser by a factor"
+    return replace(plan, **{f'{g}_stretch': getattr(plan, f'{g}_stretch') * by for g in ('bank', 'embed', 'table')},
+                   exceptions={k: e | {'stretch': e['stretch'] * by} if 'stretch' in e else e for k, e in plan.exceptions.items()})
+
+def drop_bits(plan:Plan, banks:list, layers:int, count:int)->Plan:
+    "One bit less in `count` of the layers, from the middle outward (PR 1232)"
+    middle = sorted(range(layers), key=lambda i: (abs(i - (layers - 1) / 2), i))[:count]
+    names = [f'{bank}.{i}' for i in middle for bank in banks]
+    return replace(plan, exceptions=plan.exceptions | {n: plan.exceptions.get(n, {}) | {'bits': plan.bank_bits - 1} for n in names})
+
+def stretch_groups(
+    plan:Plan,
+    forecast:Forecast,
+    price:float, # damage that a byte is worth
+)->Plan:
+    "For each parameter the stretch with the least damage + price * bytes (a Lagrangian: equal slopes everywhere)"
+    exceptions = dict(plan.exceptions)
+    for name in dict.fromkeys(u[0] for u in forecast.units(plan)):
+        own = exceptions.get(name, {}).get('stretch') or rule_for(plan, name, forecast.roles[name], forecast.params[name].numel()).stretch
+        trial = lambda f: replace(plan, exceptions=exceptions | {name: exceptions.get(name, {}) | {'stretch': own * f}})
+        def cost(f):
+            mine = [u for u in forecast.units(trial(f)) if u[0] == name]
+            for u in mine:
+                if u not in forecast.known: forecast.known[u] = forecast.price(*u[:2], *forecast.codes(*u))
+            return sum(forecast.known[u][1] + price * forecast.known[u][0] for u in mine)
+        exceptions = trial(min((2**(k / 4) for k in range(-4, 13)), key=cost)).exceptions
+    return replace(plan, exceptions=exceptions)
+
+# %% ../nbs/09_artifact.ipynb #e4dc60c2
+def bisect(
+    fits,         # setting -> bool, True above some point
+    low:float,
+    high:float,   # must fit
+    steps:int,
+    whole:bool=False, # settings are whole numbers
+)->float:         # smallest setting found that fits
+    "Narrow the point where a lever begins to fit"
+    for _ in range(steps):
+        mid = (low + high) // 2 if whole else (low + high) / 2
+        if mid in (low, high): break
+        low, high = (low, mid) if fits(mid) else (mid, high)
+    return high
+
+def turn_levers(
+    plan:Plan,
+    forecast:Forecast,
+    budget:float, # bytes for the codes, on the forecast's scale
+)->list[tuple[str, float, Plan]]: # lever, setting, plan that is forecast to fit
+    "Each lever just far enough"
+    L, fits = forecast.layers, lambda p: forecast(p)[0] <= budget
+    banks = [n for n, role in forecast.roles.items() if role == 'bank']
+    levers = {'stretch all': (lambda x: stretch_all(plan, 2**x), -1.0, 3.0, 6, False),
+              'stretch by group': (lambda x: stretch_groups(plan, forecast, 2.0**x), -50.0, 0.0, 9, False),
+              'one bit less, layers': (lambda x: drop_bits(plan, banks, L, int(x)), 0, L, 8, True),
+              'zeroed share': (lambda x: replace(plan, zeroed=x), 0.0, 1.0, 5, False)}
+    found = []
+    for lever, (made, low, high, steps, whole) in levers.items():
+        if lever == 'one bit less, layers' and plan.bank_bits < 3 or not fits(made(high)): continue
+        x = bisect(lambda x: fits(made(x)), low, high, steps, whole)
+        found.append((lever, 2.0**x if 'all' in lever else x, made(x)))
+    return found
+
+def fit_budget(
+    model:GPT,
+    plan:Plan,
+    limit:int=16_000_000,     # bytes of the artifact
+    hessians:dict|None=None,  # see `quantize_model`
+    meta:dict|None=None,
+    spent:int=0,              # bytes already taken, e.g. the submission's code
+    weights:dict|None=None,   # see `group_sensitivity`
+    improve:bool=False,       # also look for a finer grid when the plan fits as it is
+)->Fit:
+    "The least damaging change of a plan that fits; the plan itself if it does. `Fit.fits` says if nothing does"
+    forecast, limit = Forecast(model, hessians, weights), limit - spent
+    data, tries = pack(model, plan, hessians, meta), []
+    def note(lever, setting, size, damage, exact): tries.append(Try(lever, setting, int(size), damage, exact, size <= limit))
+    size, damage = forecast(plan)
+    note('as planned', '', len(data), damage, True)
+    best, margin = (plan, data), 0.0
+    for _ in range(4 if len(data) > limit or improve else 0):
+        other = len(data) - size  # everything but codes, and the forecast's bias
+        found = [(*f, *forecast(f[2])) for f in turn_levers(plan, forecast, limit - other - margin)]
+        for lever, x, _, b, d in found: note(lever, x, b + other, d, False)
+        if not found: break
+        lever, x, new, b, d = min(found, key=lambda f: f[4])
+        trial = pack(model, new, hessians, meta)
+        note(lever, x, len(trial), d, True)
+        if len(trial) <= limit: best = new, trial; break
+        margin += len(trial) - limit + 64
+    return Fit(*best, len(best[1]) <= limit, limit, tuple(tries))

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FP16_TINY', 'PERCENTILES', 'TAPS', 'top_code', 'Codes', 'parse_clip', 'row_clip', 'row_scale', 'grid_codes',
-           'check_finite', 'round_rows', 'feedback', 'round_in_order', 'gptq_matrix', 'gptq', 'output_error', 'Plan',
-           'Rule', 'rule_for', 'quantize_tensor', 'to_float', 'quantize_model', 'dequantize_state', 'collect_hessians',
-           'soft_round', 'fake_round', 'zeroing_cost', 'zero_ones']
+           'check_finite', 'round_rows', 'round_backwards', 'gptq_matrix', 'gptq', 'output_error', 'Rule', 'Plan',
+           'rule_for', 'quantize_tensor', 'to_float', 'quantize_model', 'dequantize_state', 'collect_hessians',
+           'soft_round', 'fake_round', 'zeroing_cost', 'zero_ones', 'group_sensitivity']
 
 # %% ../nbs/08_quantize.ipynb #62d11620
 import math, warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,9 @@ def row_clip(
     "Magnitude beyond which the weights of a row saturate"
     if kind == 'sigma': return value * w.std(-1) if w.shape[-1] > 1 else value * w.abs()[..., 0]
     if kind == 'max' or value == 100: return w.abs().amax(-1)
-    rows = w.abs().reshape(-1, w.shape[-1]).split(max(1, 2**23 // w.shape[-1]))  # torch.quantile takes 2**24 at most
-    return torch.cat([torch.quantile(r, value / 100, dim=-1) for r in rows]).view(w.shape[:-1])
+    rank = torch.tensor(value / 100) * (w.shape[-1] - 1)  # as torch.quantile has it, which sorts all and stops at 2**24 elements
+    above = w.abs().topk(w.shape[-1] - int(rank.floor()), dim=-1).values
+    return torch.lerp(above[..., -1], above[..., max(-2, -above.shape[-1])], (rank - rank.floor()).to(w))
 
 # %% ../nbs/08_quantize.ipynb #f9a5dec2
 def row_scale(
@@ -73,13 +74,16 @@ def row_scale(
     bits:int,            # 2 to 8
     clip:str='max',      # see `parse_clip`
     faithful:bool=False, # floor at 1/top code, as the reference lineages do
+    stretch:float=1.0,   # times the clip: above 1 a coarser grid and a smaller file
+    name:str='weight',   # for error messages
 )->Tensor:               # fp16 [..., R]
-    "Step of each row's grid, as stored"
+    "Step of each row's grid, as stored; raises ValueError where fp16 cannot hold it"
     kind, value = parse_clip(clip)
     top = top_code(bits)
     floor = 1 / top if faithful else FP16_TINY
-    scales = [(c / top).clamp_min(floor).half() for c in (
-        [row_clip(w, 'percentile', p) for p in PERCENTILES] if kind.startswith('best') else [row_clip(w, kind, value)])]
+    clips = [row_clip(w, 'percentile', p) for p in PERCENTILES] if kind.startswith('best') else [row_clip(w, kind, value)]
+    scales = [(c if stretch == 1 else c * stretch).div(top).clamp_min(floor).half() for c in clips]
+    if not all(torch.isfinite(s).all() for s in scales): raise ValueError(f"{name}: a row's scale is beyond fp16 (65504); the weights are too large")
     if len(scales) == 1: return scales[0]
     err = torch.stack([(w - grid_codes(w, s, bits) * s.float()[..., None]).square().sum(-1) for s in scales])
     if kind == 'best matrix': err = err.sum(-1, keepdim=True).expand_as(err)
@@ -100,6 +104,7 @@ def check_finite(
     name:str,  # of the tensor, for the message
 ):
     "Refuse NaN and inf, which no grid can hold; raises ValueError"
+    if math.isfinite(float(w.detach().sum())): return  # one pass; an overflowing sum is looked at closely
     bad = int((~torch.isfinite(w)).sum())
     if bad: raise ValueError(f"{name}: {bad} of {w.numel()} weights are NaN or inf; nothing was quantised")
 
@@ -109,45 +114,40 @@ def round_rows(
     clip:str='max',      # see `parse_clip`
     name:str='weight',   # for error messages
     faithful:bool=False, # the reference's floor, and its int8 division by the unrounded scale
+    stretch:float=1.0,   # times the clip
 )->Codes:
     "Round to nearest on one grid per row; raises ValueError on NaN or inf"
     check_finite(w, name)
     w = w.detach().float()
-    scale = row_scale(w, bits, clip, faithful)
-    if not torch.isfinite(scale).all(): raise ValueError(f"{name}: a row's scale is beyond fp16 (65504); the weights are too large")
-    if faithful and bits == 8:
+    scale = row_scale(w, bits, clip, faithful, stretch, name)
+    if faithful and bits == 8 and stretch == 1:
         clips = row_clip(w, *parse_clip(clip))[..., None]
         q = (w.clamp(-clips, clips) / (clips / 127).clamp_min(1 / 127)).round_().clamp_(-127, 127)
     else: q = grid_codes(w, scale, bits)
     return Codes(q.to(torch.int8), scale, bits)
 
 # %% ../nbs/08_quantize.ipynb #22f8db09
-def feedback(
-    H:Tensor,   # [C, C] damped second moments, columns in order of treatment
-)->Tensor|None: # [C, C] A transposed: row j holds how column j makes up for earlier errors; None if H is not positive
-    "Error feedback coefficients of GPTQ from one Cholesky factorisation"
-    lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
-    if failed or not torch.isfinite(lower.diagonal()).all(): return None
-    return lower.flip(0, 1).T / lower.diagonal().flip(0)[:, None]
-
-def round_in_order(
-    w_CR:Tensor,  # weights, columns first, in order of treatment
-    A_CC:Tensor,  # from `feedback`
-    step_R:Tensor,# row scales, fp32
-    top:int,      # largest code
-    block:int,    # columns whose feedback from before the block is gathered by one product
-    sub:int=16,   # the same, one level down
-)->Tensor:        # whole numbers [C, R]
-    "Round column after column, each to make up for the errors before it"
-    q_CR, e_CR = torch.empty_like(w_CR), torch.zeros_like(w_CR)
-    for a in range(0, len(w_CR), block):
-        b = min(a + block, len(w_CR))
-        x = torch.addmm(w_CR[a:b], A_CC[a:b, :a], e_CR[:a]) if a else w_CR[a:b]
-        for c in range(a, b, sub):
-            d = min(c + sub, b)
-            y = torch.addmm(x[c-a:d-a], A_CC[c:d, a:c], e_CR[a:c]) if c > a else x[:d-a]
-            for j in range(c, d):
-                t = torch.addmv(y[j-c], e_CR[c:j].T, A_CC[j, c:j]) if j > c else y[0]
+def round_backwards(
+    w_CR:Tensor,   # weights, columns first; the column to treat first is the last
+    L_CC:Tensor,   # lower Cholesky factor of the second moments, same order
+    step_R:Tensor, # row scales, fp32
+    top:int,       # largest code
+    block:int,     # columns whose feedback from outside the block is gathered by one product
+    sub:int=16,    # the same, one level down
+)->Tensor:         # whole numbers [C, R]
+    "Round column after column, each to make up for the errors of those before it"
+    q_CR, e_CR = torch.empty_like(w_CR), torch.empty_like(w_CR)
+    diag = L_CC.diagonal()
+    pull = lambda x, a, b, end: x + (L_CC[b:end, a:b].T @ e_CR[b:end]) / diag[a:b, None] if end > b else x
+    one_over = (1 / diag).tolist()
+    for b in range(len(w_CR), 0, -block):
+        a = max(0, b - block)
+        x = pull(w_CR[a:b], a, b, len(w_CR))
+        for d in range(b, a, -sub):
+            c = max(a, d - sub)
+            y = pull(x[c-a:d-a], c, d, b)
+            for j in range(d - 1, c - 1, -1):
+                t = torch.addmv(y[j-c], e_CR[j+1:d].T, L_CC[j+1:d, j], alpha=one_over[j]) if j < d - 1 else y[-1]
                 torch.div(t, step_R, out=q_CR[j]).round_().clamp_(-top, top)
                 torch.addcmul(w_CR[j], q_CR[j], step_R, value=-1, out=e_CR[j])
     return q_CR
@@ -160,19 +160,18 @@ def gptq_matrix(w:Tensor, H:Tensor, scale:Tensor, bits:int, block:int, damp:floa
     dead = diag == 0
     diag[dead] = 1
     mean = diag.mean()
-    order = (diag + damp * mean).argsort(descending=True)
-    w_CR = w.masked_fill(dead, 0).T[order].contiguous()
-    H = H[order[:, None], order]
-    diag, added = H.diagonal(), 0.0
+    order = (diag + damp * mean).argsort(descending=True).flip(0)
+    H = H.index_select(0, order).index_select(1, order)
     for tries in range(4):
-        diag += (damp * 10**tries - added) * mean
-        added = damp * 10**tries
-        A = feedback(H)
-        if A is not None: break
+        damped = H.clone() if tries < 3 else H
+        damped.diagonal().add_(damp * 10**tries * mean)
+        L, failed = torch.linalg.cholesky_ex(damped)
+        if not failed and torch.isfinite(L[-1, -1]): break
     else:
-        warnings.warn(f"{name}: second moments are not positive definite even with damping {added:g}; rounded plainly instead")
+        warnings.warn(f"{name}: second moments are not positive definite even with damping {damp * 10**tries:g}; rounded plainly instead")
         return grid_codes(w, scale, bits)
-    q = round_in_order(w_CR, A, scale.float(), top_code(bits), block)
+    w_CR = w.masked_fill(dead, 0).T[order].contiguous()
+    q = round_backwards(w_CR, L, scale.float(), top_code(bits), block)
     return torch.empty_like(q).index_copy_(0, order, q).T
 
 def gptq(
@@ -183,6 +182,7 @@ def gptq(
     block:int=128,        # columns per lazy block
     damp:float=0.01,      # added to the diagonal, as a share of its mean
     name:str='weight',    # for messages
+    stretch:float=1.0,    # times the clip
 )->Codes:
     "Round with error feedback (GPTQ, arXiv:2210.17323) on a grid of clip_sigmas standard deviations (SDClip)"
     check_finite(w, name), check_finite(hessian, f'second moments of {name}')
@@ -190,10 +190,10 @@ def gptq(
     if hessian.shape != (*w.shape[:-2], C, C):
         raise ValueError(f"{name}: weights {tuple(w.shape)} need second moments {(*w.shape[:-2], C, C)}, got {tuple(hessian.shape)}")
     clip = clip_sigmas if isinstance(clip_sigmas, str) else f'sigma {clip_sigmas}'
-    plain = round_rows(w, bits, clip, name)
     flat, Hs = w.detach().float().reshape(-1, *w.shape[-2:]), hessian.reshape(-1, C, C)
-    q = [gptq_matrix(m, H, s, bits, block, damp, name) for m, H, s in zip(flat, Hs, plain.scale.view(len(flat), -1))]
-    return Codes(torch.stack(q).view(w.shape).to(torch.int8), plain.scale, bits)
+    scale = row_scale(flat, bits, clip, stretch=stretch, name=name)
+    q = torch.stack([gptq_matrix(m, H, s, bits, block, damp, name) for m, H, s in zip(flat, Hs, scale)])
+    return Codes(q.view(w.shape).to(torch.int8), scale.view(w.shape[:-1]), bits)
 
 def output_error(
     w:Tensor,      # [..., R, C]
@@ -206,17 +206,35 @@ def output_error(
 
 # %% ../nbs/08_quantize.ipynb #40fcb180
 @dataclass(frozen=True)
+class Rule:
+    "How one tensor, or one slice of a bank, is stored"
+    method:str # 'rows', 'gptq', 'fp16' or 'fp32'
+    bits:int   # of its codes
+    clip:str   # see `parse_clip`
+    stretch:float = 1.0 # times the clip
+
+    def check(self, name:str):
+        "Refuse what cannot be done, naming the tensor or role; raises ValueError"
+        if self.method not in ('rows', 'gptq', 'fp16', 'fp32'):
+            raise ValueError(f"plan for {name}: method {self.method!r} is not one of 'rows', 'gptq', 'fp16', 'fp32'")
+        top_code(self.bits), parse_clip(self.clip)
+        if not 0 < self.stretch < math.inf: raise ValueError(f"plan for {name}: stretch {self.stretch} is not above 0")
+
+@dataclass(frozen=True)
 class Plan:
     "How each tensor of a model is stored; plain values only, so that it can travel as JSON"
     bank_method:str = 'rows'     # 'rows' (round to nearest), 'gptq', 'fp16' or 'fp32'
     bank_bits:int = 6
     bank_clip:str = 'max'        # see `parse_clip`
+    bank_stretch:float = 1.0     # times the clip: above 1 a coarser grid and a smaller file
     embed_method:str = 'rows'
     embed_bits:int = 8
     embed_clip:str = 'percentile 99.99984'
+    embed_stretch:float = 1.0
     table_method:str = 'rows'    # bigram and value embeddings, projections above `small`
     table_bits:int = 8
     table_clip:str = 'percentile 99.99984'
+    table_stretch:float = 1.0
     control:str = 'fp16'         # what small tensors are stored as: 'fp16' or 'fp32'
     small:int = 65_536           # tensors of at most this many elements (banks aside) stay floats
     exceptions:dict = field(default_factory=dict) # {'banks.down.5': {'bits': 5}, 'embed': {'method': 'fp16'}}
@@ -228,23 +246,13 @@ class Plan:
 
     def __post_init__(self):
         for role in ('bank', 'embed', 'table'):
-            Rule(getattr(self, f'{role}_method'), getattr(self, f'{role}_bits'), getattr(self, f'{role}_clip')).check(role)
+            Rule(*(getattr(self, f'{role}_{f.name}') for f in fields(Rule))).check(role)
         if self.control not in ('fp16', 'fp32'): raise ValueError(f"Plan.control: {self.control!r} is neither 'fp16' nor 'fp32'")
         if not 0 <= self.zeroed <= 1: raise ValueError(f"Plan.zeroed: {self.zeroed} is not a share between 0 and 1")
-        for name in self.exceptions: replace(Rule('rows', 6, 'max'), **self.exceptions[name]).check(name)
-
-@dataclass(frozen=True)
-class Rule:
-    "How one tensor, or one slice of a bank, is stored"
-    method:str # 'rows', 'gptq', 'fp16' or 'fp32'
-    bits:int   # of its codes
-    clip:str   # see `parse_clip`
-
-    def check(self, name:str):
-        "Refuse what cannot be done, naming the tensor or role; raises ValueError"
-        if self.method not in ('rows', 'gptq', 'fp16', 'fp32'):
-            raise ValueError(f"plan for {name}: method {self.method!r} is not one of 'rows', 'gptq', 'fp16', 'fp32'")
-        top_code(self.bits), parse_clip(self.clip)
+        for name, change in self.exceptions.items():
+            unknown = sorted(set(change) - {f.name for f in fields(Rule)})
+            if unknown: raise ValueError(f"plan for {name}: {unknown[0]!r} is not one of {', '.join(f.name for f in fields(Rule))}")
+            replace(Rule('rows', 6, 'max'), **change).check(name)
 
 # %% ../nbs/08_quantize.ipynb #4c41d514
 def rule_for(
@@ -255,7 +263,7 @@ def rule_for(
 )->Rule:
     "What the plan says about one tensor, exceptions first for the slice, then for the tensor"
     group = {'bank': 'bank', 'embed': 'embed'}.get(role, 'table')
-    rule = Rule(*(getattr(plan, f'{group}_{f}') for f in ('method', 'bits', 'clip')))
+    rule = Rule(*(getattr(plan, f'{group}_{f.name}') for f in fields(Rule)))
     if role == 'control' or role != 'bank' and numel <= plan.small: rule = replace(rule, method=plan.control)
     for key in (name.rpartition('.')[0], name):
         if key in plan.exceptions: rule = replace(rule, **plan.exceptions[key])
@@ -280,8 +288,8 @@ def quantize_tensor(
         if rule.method == 'gptq' and m.ndim == 2:
             if hessian is None: raise ValueError(f"{slice_name}: GPTQ needs second moments; run collect_hessians first, or plan 'rows'")
             H = hessian if i is None else hessian[i]
-            parts.append(gptq(m, H, rule.bits, rule.clip, plan.block, plan.damp, slice_name))
-        else: parts.append(round_rows(m, rule.bits, rule.clip, slice_name, plan.faithful))
+            parts.append(gptq(m, H, rule.bits, rule.clip, plan.block, plan.damp, slice_name, rule.stretch))
+        else: parts.append(round_rows(m, rule.bits, rule.clip, slice_name, plan.faithful, rule.stretch))
     if len({type(p) for p in parts}) > 1: raise ValueError(f"{name}: a bank cannot mix float and integer layers")
     if layers == (None,): return parts[0]
     if isinstance(parts[0], Tensor): return torch.stack(parts)
@@ -352,9 +360,10 @@ def fake_round(
     bits:int,
     clip:str='max',        # as the exporter's; see `parse_clip`
     alpha:float|None=None, # None: hard, straight-through; else the steepness of the soft form
+    stretch:float=1.0,     # as the exporter's
 )->Tensor:                 # what the exporter would store, with a gradient to `bank`
     "Quantise in the forward pass, on the grid that `round_rows` will use"
-    with torch.no_grad(): scale = row_scale(bank.float(), bits, clip)
+    with torch.no_grad(): scale = row_scale(bank.float(), bits, clip, stretch=stretch)
     step, top = scale.float()[..., None].to(bank.dtype), top_code(bits)
     if alpha is not None: return soft_round((bank / step).clamp(-top, top), alpha) * step
     return bank + (grid_codes(bank.detach().float(), scale, bits).to(bank.dtype) * step - bank).detach()
@@ -381,3 +390,23 @@ def zero_ones(
     if not keep: return dict(state)
     limit = ones.kthvalue(keep).values
     return state | {k: replace(c, codes=c.codes.masked_fill(costs[k] <= limit, 0)) for k, c in coded.items()}
+
+# %% ../nbs/08_quantize.ipynb #9f240343
+@torch.no_grad()
+def group_sensitivity(
+    model:nn.Module,
+    loss,                    # model -> nats on a fixed batch of training data
+    hessians:dict|None=None, # from `collect_hessians`; None = count weight error as output error
+    bits:int=3,              # coarse enough that the change is no noise
+)->dict[str, float]:         # parameter -> nats per unit of relative squared output error of one of its matrices
+    "What quantisation error costs in each bank and table, measured one at a time"
+    base, out, roles = loss(model), {}, model.roles()
+    for name, p in model.named_parameters():
+        if p.ndim < 2 or roles[name] in ('control', 'proj'): continue
+        kept, codes = p.detach().clone(), round_rows(p, bits, 'sigma 3', name)
+        H = (hessians or {}).get(name, torch.eye(p.shape[-1]))
+        relative = output_error(p, codes, H) / (((kept @ H) * kept).sum((-2, -1))).clamp_min(1e-30)
+        p.copy_(codes.dequantize())
+        out[name] = max(0.0, loss(model) - base) / max(float(relative.sum()), 1e-9)
+        p.copy_(kept)
+    return out

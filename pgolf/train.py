@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'AVERAGES', 'QATS', 'DATA_ORDERS', 'NS_KINDS', 'PROJ_GROUPS', 'TRAIN_CHOICES', 'TRAIN_RANGES',
            'STATE_MAGIC', 'TrainConfig', 'check_train_config', 'micro_batches', 'budget_used', 'lr_iters', 'lr_frac',
-           'lr_multiplier', 'momentum_at', 'Averages', 'FakeQuant', 'RunLog', 'read_log', 'CheckpointError',
-           'save_state', 'read_state', 'differing', 'newest_checkpoint', 'Ranks', 'joined_ranks', 'current_ranks',
-           'TrainError', 'TrainStopped', 'noted_signals', 'Clock', 'StepResult', 'Trainer', 'warm_up', 'LossWatch',
-           'stop_if_not_finite', 'run_facts', 'memory_mb', 'TrainRun', 'run_steps', 'describe_run', 'load_weights',
-           'finish_run', 'finished_model', 'clear_run', 'check_world', 'train', 'read_configs', 'train_parser',
-           'sparse_lines', 'train_main']
+           'lr_multiplier', 'momentum_at', 'Averages', 'FakeQuant', 'CheckpointError', 'write_run_file', 'RunLog',
+           'read_log', 'save_state', 'read_state', 'differing', 'newest_checkpoint', 'Ranks', 'joined_ranks',
+           'current_ranks', 'TrainError', 'TrainStopped', 'noted_signals', 'Clock', 'StepResult', 'Trainer', 'warm_up',
+           'LossWatch', 'stop_if_not_finite', 'run_facts', 'memory_mb', 'TrainRun', 'run_steps', 'describe_run',
+           'load_weights', 'finish_run', 'finished_model', 'clear_run', 'check_world', 'train', 'read_configs',
+           'train_parser', 'sparse_lines', 'train_main']
 
 # %% ../nbs/07_train.ipynb #71a4c58f
 import argparse, hashlib, io, json, math, platform, resource, signal, subprocess, sys, threading, time, warnings
@@ -224,6 +224,23 @@ class FakeQuant:
         return self
 
 # %% ../nbs/07_train.ipynb #34f57587
+class CheckpointError(ValueError):
+    "A file of a run that is torn, foreign, or could not be written; the message names it and says what to do"
+
+def write_run_file(
+    path:Path,  # file of a run
+    data:bytes, # its content
+    append:bool=False, # add to it; otherwise it is replaced as a whole
+)->None:
+    "Writes, and turns a full disk or a read-only folder into a sentence"
+    try:
+        if not append: write_atomic(path, data); return
+        with open(path, "ab") as f: f.write(data)
+    except OSError as e:
+        raise CheckpointError(f"{path} could not be written ({e.strerror or e}); what was saved before is intact: "
+                              "mend that, then run the same command to go on") from e
+
+# %% ../nbs/07_train.ipynb #5e148527
 class RunLog:
     "Lines of JSON appended to a file; None as path writes nothing"
     def __init__(self,
@@ -235,7 +252,7 @@ class RunLog:
     def write(self, **record)->None:
         "Appends one record"
         if self.path is None: return
-        with open(self.path, "a") as f: f.write(json.dumps(record) + "\n")
+        write_run_file(self.path, f"{json.dumps(record)}\n".encode(), append=True)
         if self.on_log: self.on_log(record)
 
     def cut(self,
@@ -244,7 +261,7 @@ class RunLog:
         "Drops records of later steps, and of an end that was not one"
         if self.path is None: return
         keep = [r for r in read_log(self.path) if r.get("step", 0) <= step and r["event"] != "end"]
-        write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in keep).encode())
+        write_run_file(self.path, "".join(json.dumps(r) + "\n" for r in keep).encode())
 
 # %% ../nbs/07_train.ipynb #17565908
 def read_log(
@@ -255,12 +272,8 @@ def read_log(
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 # %% ../nbs/07_train.ipynb #485107bc
-class CheckpointError(ValueError):
-    "A state file that is torn, foreign, or could not be written; the message names it and says what to do"
-
 STATE_MAGIC = b"pgolf state 1\n"
 
-# %% ../nbs/07_train.ipynb #680693d0
 def save_state(
     path:Path,  # file, replaced as a whole
     state:dict, # tensors, numbers, strings, and lists and dicts of them
@@ -268,10 +281,7 @@ def save_state(
     "Writes a state with its checksum: aside, flushed, renamed"
     torch.save(state, out := io.BytesIO())
     body = out.getvalue()
-    try: write_atomic(path, STATE_MAGIC + hashlib.sha256(body).digest() + body)
-    except OSError as e:
-        raise CheckpointError(f"{path} could not be written ({e.strerror or e}); what was saved before it is intact: "
-                              f"free some space or choose another folder, then run the same command to go on") from e
+    write_run_file(path, STATE_MAGIC + hashlib.sha256(body).digest() + body)
 
 # %% ../nbs/07_train.ipynb #5ddddf0e
 def read_state(
@@ -568,7 +578,9 @@ class TrainRun:
         first = t.ranks.rank == 0
         self.t, self.folder, self.about, self.watch, self.saved = t, folder, about, LossWatch(), "no checkpoint"
         self.log = RunLog(folder/"train.jsonl" if first else None, on_log)
-        self.bar = tqdm(total=t.cfg.steps, initial=t.done, unit="step", disable=not (first and progress))
+        capped = t.cfg.max_seconds - t.cfg.reserve_seconds
+        self.bar = tqdm(total=int(capped) if t.cfg.max_seconds else t.cfg.steps, unit="s" if t.cfg.max_seconds else "step",
+                        disable=not (first and progress))
         self.last_save, self.last_log = t.clock.seconds(), (t.done, t.clock.seconds())
 
     def begin(self,
@@ -576,7 +588,7 @@ class TrainRun:
         step:int|None=None, # resumed at; None = a new run
     )->None:
         "First line of a new log, or the log cut back to the checkpoint"
-        if step is None and self.log.path: write_atomic(self.log.path, b"")
+        if step is None and self.log.path: write_run_file(self.log.path, b"")
         if step is not None: self.log.cut(step)
         self.log.write(event="start" if step is None else "resume", **({} if step is None else {"step": step}),
                        recipe=name, **run_facts(self.t), time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -589,13 +601,13 @@ class TrainRun:
             stop_if_not_finite(result, numbers, self.saved)
             step, seconds = result.record["step"], self.t.clock.seconds()
             rate = self.t.cfg.batch_tokens * (step - self.last_log[0]) / max(seconds - self.last_log[1], 1e-9)
-            self.bar.update(step - self.bar.n)
+            self.bar.update((min(int(seconds), self.bar.total) if self.t.cfg.max_seconds else step) - self.bar.n)
             if step % self.t.cfg.log_every and step < self.t.cfg.steps: continue
             self.last_log = step, seconds
             self.log.write(event="step", step=step, seconds=round(seconds, 4), loss=numbers[0], lr=result.record["lr"],
                            momentum=result.record["momentum"], tokens_per_s=round(rate, 1), grad_norm=numbers[1],
                            memory_mb=round(memory_mb(self.t.device), 1))
-            self.bar.set_postfix(loss=f"{numbers[0]:.4f}", lr=f"{result.record['lr']:.2f}", tok_s=f"{rate:,.0f}")
+            self.bar.set_postfix(step=step, loss=f"{numbers[0]:.4f}", lr=f"{result.record['lr']:.2f}", tok_s=f"{rate:,.0f}")
 
     def save(self)->Path:
         "Writes a checkpoint, after making sure that what it holds is sound"

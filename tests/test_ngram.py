@@ -1,6 +1,6 @@
 "The n-gram cache: exact whatever the order of arrival, rows that sum to 1, fast and small enough, and the hashed form kept out"
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 import pytest
