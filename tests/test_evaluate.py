@@ -189,9 +189,9 @@ def test_streaming_does_not_depend_on_its_chunks(changes):
 def test_streaming_computes_and_takes_a_fraction_of_sliding():
     model, ids = tiny(dim=64, rotary_dims=16), stream(4096)
     spent = {}
-    for cut, settings in dict(sliding=dict(seq_len=1024, stride=64), streaming=dict(window=1024, stream_chunk=256)).items():
+    for cut, fields in dict(sliding=dict(seq_len=1024, stride=64), streaming=dict(window=1024, stream_chunk=256)).items():
         began = time.process_time()
-        score = evaluate(ModelPredictor(model), ids, OneByteEach(), cut, **settings)
+        score = evaluate(ModelPredictor(model), ids, OneByteEach(), cut, **fields)
         spent[cut] = (score.inputs, time.process_time() - began)
     assert spent["sliding"][0] > 12 * spent["streaming"][0]
     assert spent["sliding"][1] > 3 * spent["streaming"][1] # benchmarks/evaluate.py states the ratio; this catches a collapse
