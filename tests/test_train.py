@@ -20,7 +20,7 @@ from pgolf.data import build_dataset
 from pgolf.model import ConfigError
 from pgolf.quantize import round_rows
 from pgolf.train import (CheckpointError, FakeQuant, TrainConfig, TrainError, TrainStopped, Trainer, budget_used, load_weights,
-                         lr_frac, lr_iters, lr_multiplier, momentum_at, newest_checkpoint, read_log, save_state, train)
+                         lr_frac, lr_iters, lr_multiplier, momentum_at, newest_checkpoint, read_log, save_state, train, train_step)
 from train_tools import QUICK, RECIPES, TINY, environment, recipe, run_python, run_ranks, toy_dataset, travelling, write_recipe
 
 
@@ -104,7 +104,7 @@ def test_the_exported_weights_are_the_average(kind, dataset, tmp_path):
     t = Trainer(TINY, cfg, dataset)
     ema, last, snaps = [p.detach().double() for p in t.model.parameters()], None, []
     for _ in range(cfg.steps):
-        r = t.step()
+        r = train_step(t)
         last = [p.detach().double() for p in t.model.parameters()]
         ema = [cfg.ema_decay * e + (1 - cfg.ema_decay) * p for e, p in zip(ema, last)]
         if r.record["lr"] < cfg.swa_start and r.record["step"] % 3 == 0: snaps.append(last if kind == "swa" else ema)
@@ -124,7 +124,7 @@ def test_swa_without_a_snapshot_says_so(dataset, tmp_path):
 def test_training_sees_what_the_exporter_stores(clip, dataset):
     through = FakeQuant(TrainConfig(qat="late", qat_bits=6, qat_clip=clip)).at(.1)
     t = Trainer(TINY, QUICK, dataset)
-    for _ in range(2): t.step()
+    for _ in range(2): train_step(t)
     t.loader.close()
     for name, bank in t.model.banks.items():
         assert torch.allclose(through(name, bank), round_rows(bank, 6, clip).dequantize(), atol=1e-6) and not torch.equal(through(name, bank), bank)
@@ -242,7 +242,7 @@ def test_recurrence_comes_on_when_its_share_is_used(dataset, monkeypatch):
     t = Trainer(model_cfg, cfg, dataset)
     forward = t.model.forward
     monkeypatch.setattr(t.model, "forward", lambda *a, recurrent, **kw: (seen.append(recurrent), forward(*a, recurrent=recurrent, **kw))[1])
-    for _ in range(10): t.step()
+    for _ in range(10): train_step(t)
     t.loader.close()
     assert seen == [False] * 4 + [True] * 6
 
