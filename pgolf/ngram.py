@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HASH_PRIMES', 'KeyTable', 'Column', 'Match', 'BackoffCache', 'pair_keys', 'child_contexts', 'repeated_contexts',
            'count_continuations', 'count_text', 'match_contexts', 'continuations', 'match_rows', 'NgramConfig',
-           'row_entropy', 'entropy_weight', 'mix_rows', 'match_features', 'LearnedGate', 'Mixture', 'HashedCache',
-           'make_predictor']
+           'row_entropy', 'entropy_weight', 'mix_rows', 'match_features', 'LearnedGate', 'gate_examples',
+           'gather_examples', 'Mixture', 'HashedCache', 'make_predictor']
 
 # %% ../nbs/12_ngram.ipynb #d116ef65
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .evaluate import ModelPredictor, Query, Segment
+from .evaluate import ModelPredictor, Query, Revealed, Segment
 from .ttt import DocumentLoRA, LoRAConfig, ScoreFirstTTT, TTTConfig
 
 # %% ../nbs/12_ngram.ipynb #50b191f2
@@ -358,6 +358,29 @@ class LearnedGate:
         for k in ('theta', 'mean', 'square', 'seen'): setattr(self, k, state[k].numpy().copy())
 
 # %% ../nbs/12_ngram.ipynb #98e65b94
+def gate_examples(
+    cache:BackoffCache,
+    stream:Revealed,      # where the targets are now revealed
+    positions:np.ndarray, # [m] booked
+    rows:Tensor,          # [m, V] log-probabilities of the model there
+    node:np.ndarray,      # [m] contexts that matched
+    features:np.ndarray,  # [m, 12]
+)->np.ndarray:            # [m, 15]: position, features, p_model and p_ng of the target
+    "What the weight learns from, made as soon as targets are known"
+    targets = stream.take(torch.from_numpy(positions) + 1)
+    p_model = rows.gather(1, targets.to(rows.device)[:, None])[:, 0].double().exp().cpu().numpy()
+    return np.c_[positions, features, p_model, cache.share_of(node, targets.numpy())]
+
+def gather_examples(
+    mine:list, # arrays of this rank
+)->list:       # arrays of all ranks
+    "Every rank learns from every rank's examples"
+    if not dist.is_initialized() or dist.get_world_size() == 1: return mine
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return [example for part in parts for example in part]
+
+# %% ../nbs/12_ngram.ipynb #ba1262db
 class Mixture:
     "A predictor that mixes a cache into another predictor"
     learns = True
@@ -407,24 +430,13 @@ class Mixture:
         if hi + 1 > self.cache.size: self.cache.extend(segment.stream.take(torch.arange(self.cache.size, hi + 1)).numpy())
 
     def _learn(self, segment:Segment):
-        "Examples of all ranks; those beyond the frontier wait"
-        mine = [self._example(*asked, segment) for asked in self._asked]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            every = [None] * dist.get_world_size()
-            dist.all_gather_object(every, mine)
-            mine = [e for part in every for e in part]
-        self._asked = []
-        examples = np.concatenate([self._waiting, *mine])
+        "Learn the weight from what lies before the frontier; the rest waits"
+        mine = [gate_examples(self.cache, segment.stream, *asked) for asked in self._asked]
+        examples = np.concatenate([self._waiting, *gather_examples(mine)])
         examples = examples[np.argsort(examples[:, 0], kind='stable')]
         ready = examples[:, 0] < segment.prefix[1]
-        self._waiting = examples[~ready]
+        self._asked, self._waiting = [], examples[~ready]
         self.gate.learn(examples[ready, 1:])
-
-    def _example(self, positions, rows:Tensor, node, features, segment:Segment)->np.ndarray: # [m, 15]
-        "Position, features, p_model and p_ng of the target"
-        targets = segment.stream.take(torch.from_numpy(positions) + 1)
-        p_model = rows.gather(1, targets.to(rows.device)[:, None])[:, 0].double().exp().cpu().numpy()
-        return np.c_[positions, features, p_model, self.cache.share_of(node, targets.numpy())]
 
     def state(self)->dict:
         "State of the predictor below and of the weight; counts are made again from the text"
