@@ -508,7 +508,7 @@ def unpack(
     return model
 
 # %% ../nbs/09_artifact.ipynb #8d83efb4
-class Ledger(dict):
+class ByteLedger(dict):
     "Where an artifact's bytes go: 'bytes', 'header', 'model', 'meta', 'blobs' (name, kind, coder, numbers, bytes, bits each)"
     def lines(self)->list[tuple]:
         "Rows of the table, largest first"
@@ -524,12 +524,12 @@ class Ledger(dict):
 
 def inspect(
     data:bytes,
-)->Ledger: # JSON-able
+)->ByteLedger: # JSON-able
     "The byte ledger of a file, without decoding its weights; raises ArtifactError"
     header, payload = open_header(data)
     blobs = [{'name': b.name, 'kind': b.kind, 'coder': b.coder, 'numbers': b.count, 'bytes': b.size, 'bits': 8 * b.size / max(b.count, 1)}
              for b, _ in read_blobs(header, payload, 2 * MAX_WEIGHTS).values()]
-    return Ledger(bytes=len(data), header=len(data) - len(payload), model=take(header, 'model', dict, 'the file'),
+    return ByteLedger(bytes=len(data), header=len(data) - len(payload), model=take(header, 'model', dict, 'the file'),
                   meta=take(header, 'meta', dict, 'the file'), blobs=blobs)
 
 def write_artifact(

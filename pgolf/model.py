@@ -161,7 +161,7 @@ def activate(
 )->Tensor:                   # same shape
     "The MLP's nonlinearity"
     if kind == "swiglu": return F.silu(gate) * z
-    return (F.leaky_relu(z, 0.5) if kind == "leaky_relu2" else F.relu(z)).square()
+    return z * (F.leaky_relu(z, 0.25) if kind == "leaky_relu2" else F.relu(z))
 
 # %% ../nbs/05_model.ipynb #4e2e12cf
 class FlowRefiner(nn.Module):
@@ -257,7 +257,7 @@ class StreamCache:
 @dataclass
 class Pass:
     "What the layers of one forward call share"
-    banks:dict[str, Tensor]             # weights in the compute dtype
+    banks:dict[str, tuple[Tensor, ...]] # every layer's weights in the compute dtype
     x0:Tensor                           # [B, T, D] the stream at its start
     cos:Tensor                          # [S, R/2] rotary tables; S = T, or cache and T
     sin:Tensor
@@ -285,7 +285,7 @@ class Pass:
 # %% ../nbs/05_model.ipynb #94fd5657
 def norm(x:Tensor)->Tensor:
     "RMS normalisation over the last axis, no learned weight"
-    return F.rms_norm(x, x.shape[-1:])
+    return F.rms_norm(x, x.shape[-1:]).to(x.dtype) # autocast may have normed in fp32
 
 # %% ../nbs/05_model.ipynb #7cf5cacf
 def _shift(x:Tensor, fill, past:Tensor|None)->Tensor:
@@ -330,7 +330,8 @@ def _begin(m, ids_BT:Tensor, cu_seqlens:Tensor|None, through:Callable|None, cach
     "Banks in the compute dtype, the embedding side and rotary tables: what every layer of this call shares"
     c, device = m.cfg, ids_BT.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else m.embed.dtype
-    banks = {name: (bank if through is None else through(name, bank)).to(dtype) for name, bank in m.banks.items()}
+    # one unbind a bank: its backward stacks the layers' gradients once; bank[i] would fill a bank of zeros per layer
+    banks = {name: (bank if through is None else through(name, bank)).to(dtype).unbind() for name, bank in m.banks.items()}
     reach, past = (ids_BT.shape[1], 0) if cache is None else (cache.window, cache.past)
     train_len = 0 if cu_seqlens is not None else c.rope_train_len # packed documents are never longer than trained
     base = ntk_base(reach, c.rotary_dims, c.rope_base, train_len)

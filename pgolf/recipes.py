@@ -106,12 +106,13 @@ def _pr1992()->Recipe:
 # %% ../nbs/13_recipes.ipynb #10b720b2
 def _tiny()->Recipe:
     "The laptop recipe: same stack, small, on the embedded corpus"
-    return Recipe("tiny", "The common stack, small enough for two CPU cores, on the embedded corpus",
-        GPTConfig(vocab=1024, dim=128, layers=4, heads=4, kv_heads=2, rotary_dims=16),
-        TrainConfig(steps=800, batch_tokens=2048, seq_len=256, accum=1, warmup_steps=0, schedule="frac", warmdown_frac=0.6, muon_lr=0.03, muon_momentum=0.95,
+    return Recipe("tiny", "The sp1024 stack, small enough for two CPU cores, on the embedded corpus",
+        GPTConfig(vocab=1024, dim=192, layers=5, heads=4, kv_heads=2, rotary_dims=16, bigram_buckets=2048, bigram_dim=64, smear=True, smear_reset=True,
+                  value_residual=True),
+        TrainConfig(steps=700, batch_tokens=2048, seq_len=512, accum=1, warmup_steps=0, schedule="frac", warmdown_frac=0.6, muon_lr=0.03, muon_momentum=0.95,
                     muon_momentum_start=0.85, muon_momentum_steps=100, muon_wd=0.0, embed_lr=0.05, embed_wd=0.0, scalar_lr=0.02, scalar_wd=0.0, clip=1.0,
                     ema_decay=0.99, order="shuffled", checkpoint_seconds=60.0),
-        Plan(), EvalConfig(seq_len=256, stride=64))
+        Plan(), EvalConfig(seq_len=512, stride=64))
 
 # %% ../nbs/13_recipes.ipynb #826b6a96
 RECIPES = {"tiny": _tiny, "pr761": _pr761, "pr1232": _pr1232, "pr1696": _pr1696, "pr1536": _pr1536, "pr1992": _pr1992}

@@ -70,9 +70,10 @@ def fit_tokenizer(
     runs = (run for text in documents for run in text.translate(cut).split("\n") if run)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=runs, model_writer=out, model_type="bpe", vocab_size=vocab, character_coverage=1.0,
-            pad_id=0, bos_id=BOS, eos_id=2, unk_id=3, byte_fallback=True, required_chars=LONE_SPACE, split_digits=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            sentence_iterator=runs, model_writer=out, model_type="bpe", vocab_size=vocab,
+            pad_id=0, bos_id=BOS, eos_id=2, unk_id=3, byte_fallback=True, required_chars=LONE_SPACE,
+            normalization_rule_name="identity", remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True, split_digits=True, character_coverage=1.0,
             max_sentence_length=1 << 30, num_threads=1, minloglevel=2)
     except (RuntimeError, OSError) as e:
         reason = str(e).split("] ")[-1].strip().rstrip(".") or "it is empty"
@@ -95,9 +96,13 @@ def load_tokenizer(
     path:str|Path, # a SentencePiece `.model` file
 )->sentencepiece.SentencePieceProcessor:
     "Read a tokenizer, refusing what is missing or is none"
-    if not Path(path).is_file(): raise TokenizerError(f"no tokenizer at {path}: name a SentencePiece .model file")
-    try: return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
-    except RuntimeError as e: raise TokenizerError(f"{path} is not a SentencePiece model, or is cut short") from e
+    if not Path(path).is_file():
+        raise TokenizerError(f"no tokenizer at {path}: name a SentencePiece .model file")
+    data = Path(path).read_bytes() or b"empty" # no bytes at all would pass as a processor without a model
+    try: return sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as e:
+        raise TokenizerError(f"{path} is not a SentencePiece model, or is cut short: "
+                             "train or fetch it again") from e
 
 # %% ../nbs/01_tokenizer.ipynb #91c8e2d6
 @dataclass(frozen=True, eq=False)
@@ -122,16 +127,20 @@ class ByteTable:
     )->Tensor:       # int64, same shape
         "Bytes of text each target stands for"
         if prev.shape != ids.shape:
-            raise TokenizerError(f"count: {tuple(prev.shape)} previous ids against {tuple(ids.shape)} targets")
-        if ids.numel() and not (0 <= ids.min() and max(ids.max(), prev.max()) < self.vocab and prev.min() >= -1):
-            raise TokenizerError(f"count: ids from {min(ids.min(), prev.min())} to {max(ids.max(), prev.max())} "
-                                 f"do not fit this tokenizer's {self.vocab} pieces")
+            raise TokenizerError(f"count: previous ids of shape {tuple(prev.shape)}, "
+                                 f"targets of shape {tuple(ids.shape)}: give one for each target")
+        if not ids.numel(): return ids.long()
+        low, high = int(min(prev.min() + 1, ids.min())), int(max(prev.max(), ids.max()))
+        if low < 0 or high >= self.vocab:
+            raise TokenizerError(f"count: ids up to {high} or below 0 do not fit this tokenizer's {self.vocab} "
+                                 "pieces: use the one that made them")
         return self.nbytes[ids] + (self.space[ids] & (prev >= 0) & ~self.boundary[prev])
 
     def to_json(self)->str:
         "The table as a small text, to travel inside an artifact"
         bits = lambda t: "".join("01"[b] for b in t.tolist())
-        return json.dumps({"nbytes": self.nbytes.tolist(), "space": bits(self.space), "boundary": bits(self.boundary)})
+        fields = {"nbytes": self.nbytes.tolist(), "space": bits(self.space), "boundary": bits(self.boundary)}
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text:str)->"ByteTable":
@@ -141,14 +150,16 @@ class ByteTable:
 # %% ../nbs/01_tokenizer.ipynb #b18dc630
 def _read_table(text:str)->ByteTable:
     "Strict reader: a byte table from an artifact is a stranger's input"
-    bad = TokenizerError("this is no byte table: need nbytes (counts), space and boundary (0s and 1s), all of one length")
+    bad = TokenizerError("this is no byte table: need nbytes (counts), space and boundary (0s and 1s), "
+                         "all of one length; pack the artifact again")
     try: d = json.loads(text)
     except (ValueError, TypeError) as e: raise bad from e
     if not isinstance(d, dict) or set(d) != {"nbytes", "space", "boundary"}: raise bad
     n, flags = d["nbytes"], (d["space"], d["boundary"])
     if not isinstance(n, list) or not all(type(i) is int and 0 <= i < 1 << 16 for i in n): raise bad
     if not all(isinstance(s, str) and len(s) == len(n) and set(s) <= {"0", "1"} for s in flags): raise bad
-    return ByteTable(torch.tensor(n, dtype=torch.long), *(torch.tensor([c == "1" for c in s], dtype=torch.bool) for s in flags))
+    space, boundary = (torch.tensor([c == "1" for c in s], dtype=torch.bool) for s in flags)
+    return ByteTable(torch.tensor(n, dtype=torch.long), space, boundary)
 
 # %% ../nbs/01_tokenizer.ipynb #ef5c239c
 def byte_table(
@@ -157,11 +168,11 @@ def byte_table(
     "The byte table of a tokenizer, refusing one whose spaces cannot be counted"
     if not isinstance(sp, sentencepiece.SentencePieceProcessor): sp = load_tokenizer(sp)
     if sp.is_unknown(lone := sp.piece_to_id(LONE_SPACE)):
-        raise TokenizerError("this tokenizer has no piece for a space alone (U+2581): such spaces would be spelt in three bytes "
-                             "and count three times; train it with required_chars='\u2581', as train_tokenizer does")
+        raise TokenizerError("this tokenizer has no piece for a space alone (U+2581): spelt in bytes, a space would "
+                             "count three times; train one with train_tokenizer, or with required_chars='\u2581'")
     if sp.decode([lone]) != "":
-        raise TokenizerError("this tokenizer keeps the space before the first word of a text, which the byte rule does not count; "
-                             "train it with add_dummy_prefix=True")
+        raise TokenizerError("this tokenizer keeps the space before the first word of a text, which the byte rule "
+                             "does not count; train it with add_dummy_prefix=True")
     ids, pieces = range(sp.vocab_size()), [sp.id_to_piece(i) for i in range(sp.vocab_size())]
     boundary = [sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i) for i in ids]
     text = [p.removeprefix(LONE_SPACE).replace(LONE_SPACE, " ") for p in pieces]

@@ -1,73 +1,112 @@
 """A local HTTP server that speaks as much of the Hugging Face hub as its client needs, and can misbehave on purpose."""
+
 import contextlib, hashlib, json, threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-COMMIT = "c0ffee" + "0"*34
+COMMIT = "c0ffee" + "0" * 34
 
 
 @dataclass
 class Hub:
     "Repositories (name -> path -> content), the faults still to come for a path, and the requests that came in"
+
     repos: dict
-    faults: dict = field(default_factory=dict)   # path -> list of faults, one used up by each GET; "forever" repeats the one before
-    log: list = field(default_factory=list)      # (method, path, Range header or None)
+    faults: dict = field(
+        default_factory=dict
+    )  # path -> list of faults, one used up by each GET; "forever" repeats the one before
+    log: list = field(default_factory=list)  # (method, path, Range header or None)
     url: str = ""
 
-    def gets(self, end): return [r for method, path, r in self.log if method == "GET" and path.endswith(end)]
+    def gets(self, end):
+        return [r for method, path, r in self.log if method == "GET" and path.endswith(end)]
 
     def fault(self, path):
         todo = self.faults.get(path, [])
-        if not todo: return None
+        if not todo:
+            return None
         return todo[0] if todo[1:] == ["forever"] else todo.pop(0)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_): pass
-    def do_HEAD(self): self.answer()
-    def do_GET(self): self.answer()
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
 
     def answer(self):
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
         hub.log.append((self.command, path, self.headers.get("Range")))
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "datasets"]: return self.listing(hub, "/".join(parts[2:4]))
-        if parts[:1] == ["datasets"] and "resolve" in parts: return self.file(hub, "/".join(parts[1:3]), "/".join(parts[5:]))
+        if parts[:2] == ["api", "datasets"]:
+            return self.listing(hub, "/".join(parts[2:4]))
+        if parts[:1] == ["datasets"] and "resolve" in parts:
+            return self.file(hub, "/".join(parts[1:3]), "/".join(parts[5:]))
         self.reply(404, b"{}")
 
     def reply(self, status, body, headers=None, keep=None):
         self.send_response(status)
-        for k, v in ({"Content-Length": str(len(body)), "Connection": "close"} | (headers or {})).items(): self.send_header(k, v)
+        for k, v in ({"Content-Length": str(len(body)), "Connection": "close"} | (headers or {})).items():
+            self.send_header(k, v)
         self.end_headers()
-        if self.command == "GET": self.wfile.write(body[:keep])
+        if self.command == "GET":
+            self.wfile.write(body[:keep])
         self.close_connection = True
 
     def listing(self, hub, repo):
-        if repo not in hub.repos: return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if repo not in hub.repos:
+            return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         siblings = []
         for name, data in hub.repos[repo].items():
             git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-            siblings.append({"rfilename": name, "size": len(data), "blobId": git} | ({} if name.endswith(".json") else {"lfs": lfs}))
-        info = {"_id": "0", "id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "downloads": 0, "likes": 0, "tags": []}
+            siblings.append(
+                {"rfilename": name, "size": len(data), "blobId": git}
+                | ({} if name.endswith(".json") else {"lfs": lfs})
+            )
+        info = {
+            "_id": "0",
+            "id": repo,
+            "sha": COMMIT,
+            "siblings": siblings,
+            "private": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+        }
         self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def file(self, hub, repo, name):
         data = hub.repos.get(repo, {}).get(name)
-        if data is None: return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if data is None:
+            return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
         first, fault = 0, hub.fault(name) if self.command == "GET" else None
         if asked := self.headers.get("Range"):
             first = int(asked.removeprefix("bytes=").split("-")[0])
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         body, kind = data[first:], fault and fault[0]
-        if kind == "status": return self.reply(fault[1], b"")
-        if kind == "break": return self.reply(206 if asked else 200, body, headers, keep=fault[1]) # promises all, sends a part
-        if kind == "short": body = body[:fault[1]]                                               # promises and sends a part
-        if kind == "corrupt": body = body[:-2] + bytes(b ^ 255 for b in body[-2:])
+        if kind == "status":
+            return self.reply(fault[1], b"")
+        if kind == "break":
+            return self.reply(
+                206 if asked else 200, body, headers, keep=fault[1]
+            )  # promises all, sends a part
+        if kind == "short":
+            body = body[: fault[1]]  # promises and sends a part
+        if kind == "corrupt":
+            body = body[:-2] + bytes(b ^ 255 for b in body[-2:])
         self.reply(206 if asked else 200, body, headers)
 
 
@@ -80,7 +119,8 @@ def serve(repos):
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    try: yield hub
+    try:
+        yield hub
     finally:
         server.shutdown()
         thread.join()

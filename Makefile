@@ -1,0 +1,46 @@
+# Two commands matter: `make run` and `make test`. Each makes .venv on first use, then does its job.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SEED   ?= 1
+RECIPE ?= tiny
+
+.PHONY: help run test lab export readme env
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+	@echo "  (PYTHON=python3.12 picks the Python that makes $(VENV); RECIPE=, SEED= change \`make run\`)"
+
+env: $(STAMP)    ## only make .venv and install what constraints.txt pins
+
+$(STAMP): setup.py settings.ini constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pgolf needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "cannot make $(VENV): install the venv module (Debian: apt install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[lab,dev]' -c constraints.txt
+	@touch $@
+
+run: $(STAMP)    ## train, pack, reload and score the tiny model; ends with the result table
+	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
+	  -p recipe $(RECIPE) -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
+
+test: $(STAMP)   ## every check, in the order that fails fastest
+	$(BIN)/ruff check .
+	$(BIN)/python tools/check_notebooks.py
+	$(BIN)/python tools/readme.py --check
+	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/test_house.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lab: $(STAMP)    ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+export: $(STAMP) ## after an edit: clean notebooks, export them to pgolf/, write README.md
+	$(BIN)/python tools/check_notebooks.py --fix
+	$(BIN)/python tools/readme.py
+
+readme: $(STAMP) ## only README.md, from nbs/index.ipynb
+	$(BIN)/python tools/readme.py

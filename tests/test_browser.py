@@ -1,0 +1,111 @@
+"The record notebook in a real JupyterLab, in a real browser, one cell after another as a person would"
+import json
+import shutil
+import socket
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import nbformat
+import pytest
+
+from pgolf.launch import start_command
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+pytestmark = [pytest.mark.slow, pytest.mark.browser,
+              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")]
+NOTEBOOK = "nbs/runs/record.ipynb"
+WIDGET = "window.jupyterapp.shell.currentWidget"
+# all cells have run (Shift+Enter on the last one adds an empty cell), or one has failed
+OVER = """() => {
+  const widget = window.jupyterapp.shell.currentWidget;
+  const cells = widget.content.widgets.map(c => c.model).filter(m => m.type === "code" && m.sharedModel.source);
+  const failed = cells.some(m => m.outputs.toJSON().some(o => o.output_type === "error"));
+  const idle = widget.sessionContext.session.kernel.status === "idle";
+  return failed || (idle && cells.every(m => m.executionCount));
+}"""
+KERNEL = f"{WIDGET}?.sessionContext?.session?.kernel?.status"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def jupyterlab(folder, home):
+    "A JupyterLab of our own: nobody's settings, no token, no news pop-up; its address"
+    settings = home / "overrides"
+    settings.mkdir(parents=True)
+    (settings / "overrides.json").write_text(json.dumps(
+        {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}))
+    port = free_port()
+    env = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    env |= {"IPYTHONDIR": str(home / "ipython"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    log = open(home / "server.log", "wb")
+    server = start_command(
+        ["sh", "-c", 'exec "$0" "$@" > ' + f"'{log.name}' 2>&1", sys.executable, "-m", "jupyterlab", "--no-browser",
+         "--allow-root", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=",
+         f"--ServerApp.root_dir={folder}", f"--LabApp.app_settings_dir={settings}", "--expose-app-in-browser"],
+        cwd=folder, env=env)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(address + "/api/status", timeout=5).read()
+                break
+            except OSError:
+                assert server.poll() is None, (home / "server.log").read_text()
+                time.sleep(0.3)
+        yield address
+    finally:
+        server.stdin.close()
+        server.wait()
+        log.close()
+
+
+def type_parameters(path, parameters):
+    "Sets parameters as a person would: at the end of the cell that holds them"
+    nb = nbformat.read(path, as_version=4)
+    cell = next(c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source += "\n" + "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    nbformat.write(nb, path)
+    return nb
+
+
+def test_record_runs_cell_by_cell_in_jupyterlab(bench, tmp_path, small_run):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    folder = tmp_path / "repo"
+    shutil.copytree(bench, folder, ignore=shutil.ignore_patterns("out", "data"))
+    nb = type_parameters(folder / NOTEBOOK, small_run)
+    with jupyterlab(folder, tmp_path / "home") as address, sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        try:
+            page.goto(f"{address}/lab/tree/{NOTEBOOK}", timeout=90_000)
+            page.wait_for_function(f"window.jupyterapp && {KERNEL} === 'idle'", timeout=90_000)
+            page.locator(".jp-Notebook .jp-Cell").first.click()
+            page.keyboard.press("Escape")
+            for _ in nb.cells:
+                page.keyboard.press("Shift+Enter")
+            page.wait_for_function(OVER, timeout=240_000)
+            assert page.locator(".jp-RenderedImage img").count() > 0
+            page.evaluate("() => { window.jupyterapp.commands.execute('docmanager:save') }")
+            page.wait_for_function(f"!{WIDGET}.context.model.dirty", timeout=30_000)
+        except Exception:
+            page.screenshot(path=str(tmp_path / "failed.png"))
+            raise
+        finally:
+            browser.close()
+    saved = nbformat.read(folder / NOTEBOOK, as_version=4)
+    code = [c for c in saved.cells if c.cell_type == "code" and c.source]
+    outputs = [o for c in code for o in c.outputs]
+    assert [o for o in outputs if o.output_type == "error"] == []
+    assert all(c.execution_count for c in code)
+    assert "val_bpb" in code[-1].outputs[0].text
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+    assert len(list((folder / "out").glob("*/model.pgolf"))) == 1, "the run folder lies under the repository's root"
