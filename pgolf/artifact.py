@@ -8,7 +8,7 @@ __all__ = ['RANKS', 'SLAB', 'MAGIC', 'VERSION', 'PREAMBLE', 'MAX_HEADER', 'MAX_W
            'read_spread', 'slabs', 'ans_encode', 'ans_decode', 'fit_loadings', 'fit_levels', 'fit_spread',
            'measure_tables', 'choose_spread', 'Blob', 'encode_blob', 'decode_blob', 'likely_coders', 'make_blob',
            'gather', 'pack_state', 'seal', 'pack', 'take', 'take_shape', 'open_header', 'read_blobs', 'open_model',
-           'Cursor', 'read_tensor', 'unpack', 'Ledger', 'inspect', 'write_artifact', 'Try', 'Fit', 'spread_bytes',
+           'Cursor', 'read_tensor', 'unpack', 'ByteLedger', 'inspect', 'write_artifact', 'Try', 'Fit', 'spread_bytes',
            'Forecast', 'stretch_all', 'drop_bits', 'stretch_groups', 'bisect', 'turn_levers', 'fit_budget']
 
 # %% ../nbs/09_artifact.ipynb #e39d5166
