@@ -379,8 +379,9 @@ def pack(
     hessians:dict|None=None, # from `collect_hessians`, where the plan says 'gptq'
     meta:dict|None=None,     # travels in the header, e.g. the recipe
 )->bytes:
-    "Quantise a model and put it into one file that `unpack` can read on its own"
-    return pack_state(model.cfg, quantize_model(model, plan, hessians), plan.coder, {'plan': asdict(plan)} | (meta or {}))
+    "Quantise a model and put it into one file that `unpack` can read on its own; stamps of illegal steps go with it"
+    stamps = {'stamps': list(model.stamps)} if getattr(model, 'stamps', ()) else {}
+    return pack_state(model.cfg, quantize_model(model, plan, hessians), plan.coder, {'plan': asdict(plan)} | (meta or {}) | stamps)
 
 # %% ../nbs/09_artifact.ipynb #0039f7fc
 def take(d, key:str, kind:type, where:str):
@@ -505,6 +506,8 @@ def unpack(
     cursor = Cursor(blobs)
     model.load_state_dict({d['name']: read_tensor(cursor, d) for d in table}, assign=True)
     cursor.close()
+    meta = take(header, 'meta', dict, 'the file')
+    model.stamps = tuple(str(s) for s in take(meta, 'stamps', list, 'meta')) if 'stamps' in meta else ()
     return model
 
 # %% ../nbs/09_artifact.ipynb #8d83efb4
