@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ngram.py                          # the embedded corpus
     OMP_NUM_THREADS=1 python benchmarks/ngram.py --data DATASET_FOLDER    # any tokenised text
+    OMP_NUM_THREADS=1 python benchmarks/ngram.py --run out/tiny-seed1     # and what it is worth to a trained model
 """
 import argparse
 import json
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from pgolf.data import open_dataset, read_shard
-from pgolf.ngram import BackoffCache, HashedCache, continuations, match_contexts
+from pgolf.evaluate import evaluate
+from pgolf.ngram import BackoffCache, HashedCache, NgramConfig, continuations, make_predictor, match_contexts
 from pgolf.recipes import get, prepare_data
+from pgolf.train import load_weights
 
 
 def real_tokens(dataset, count:int)->np.ndarray:
@@ -54,11 +57,20 @@ def hashed_sums(ids:np.ndarray, vocab:int, buckets:int, some:int=500)->np.ndarra
     return np.bincount(found.rows, found.probs, minlength=some)[found.order > 0]
 
 
+def gains(run:Path, dataset, seq_len:int)->dict[str,float]:
+    "Bits per byte of a trained model on the validation text, alone and with each weight of the cache"
+    model, ids, table = load_weights(run/"weights.pt").eval(), dataset.val_ids(), dataset.byte_table()
+    ways = {"alone": None, "record's weight": NgramConfig(), "learned weight": NgramConfig(gate="learned")}
+    return {name: evaluate(make_predictor(model, ngram=n), ids, table, "full", seq_len=seq_len, chunk_tokens=2048).bpb for name, n in ways.items()}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="dataset folder; default: the embedded corpus")
     p.add_argument("--tokens", type=int, default=1_000_000)
     p.add_argument("--chunks", type=int, nargs="+", default=[2048, 16_384, 65_536])
+    p.add_argument("--run", type=Path, help="run folder with weights.pt: also score its model with the cache")
+    p.add_argument("--seq-len", type=int, default=256, help="window for that")
     p.add_argument("--root", default="data")
     p.add_argument("--json", type=Path, help="also write the figures here")
     a = p.parse_args()
@@ -71,7 +83,9 @@ def main():
               f"{r['matched']:.1%} matched, {r['per_row']:.0f} continuations a row; {r['contexts']:,} contexts, {r['mbytes']:.0f} MiB")
     sums = {f"2^{b}": hashed_sums(ids, dataset.vocab, 2**b) for b in (22, 19)}
     for name, s in sums.items(): print(f"hashed, {name} buckets: a row sums to {s.mean():.1f} on average, {np.median(s):.1f} in the middle, {s.max():.0f} at most")
-    if a.json: a.json.write_text(json.dumps(dict(speed=found, sums={k: dict(mean=float(v.mean()), max=float(v.max())) for k, v in sums.items()}), indent=1))
+    worth = gains(a.run, dataset, a.seq_len) if a.run else {}
+    for name, bpb in worth.items(): print(f"{name:16} {bpb:.4f} bits per byte ({bpb - worth['alone']:+.4f})")
+    if a.json: a.json.write_text(json.dumps(dict(speed=found, bpb=worth, sums={k: dict(mean=float(v.mean()), max=float(v.max())) for k, v in sums.items()}), indent=1))
 
 
 if __name__ == "__main__": main()

@@ -17,9 +17,10 @@ import torch
 
 from pgolf.bits import bits_per_byte
 from pgolf.data import open_dataset
-from pgolf.model import GPT, token_loss
+from pgolf.model import token_loss
 from pgolf.quantize import Codes, Plan, collect_hessians, dequantize_state, gptq, output_error, quantize_model, round_rows, row_scale, top_code
 from pgolf.recipes import calibration_batches, read_recipe
+from pgolf.train import load_weights
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -100,8 +101,7 @@ PLANS = {'fp16': Plan(bank_method='fp16', embed_method='fp16')} | {
 def quality(run, data):
     "Output error of every matrix and bits per byte of every plan, on a trained run"
     recipe, dataset = read_recipe(run), open_dataset(data)
-    model = GPT(recipe.model)
-    model.load_state_dict(torch.load(Path(run) / 'weights.pt', weights_only=True))
+    model = load_weights(Path(run) / 'weights.pt')
     hessians = collect_hessians(model, calibration_batches(recipe, dataset))
     ratios = {}
     for name, H in hessians.items():

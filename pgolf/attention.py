@@ -252,7 +252,8 @@ def exclude_self(
     "Exclusive self-attention (XSA): take from each head's output the part along the token's own value"
     y_BTGRK = y_BTHK.unflatten(2, (v_BTGK.shape[2], -1))
     own_BTG1K = F.normalize(v_BTGK, dim=-1).unsqueeze(3)
-    return (y_BTGRK - (y_BTGRK * own_BTG1K).sum(-1, keepdim=True) * own_BTG1K).flatten(2, 3)
+    share_BTGR1 = (y_BTGRK * own_BTG1K).sum(-1, keepdim=True)
+    return (y_BTGRK - share_BTGR1 * own_BTG1K).flatten(2, 3).to(y_BTHK.dtype) # autocast sums in fp32
 
 # %% ../nbs/03_attention.ipynb #d74f8580
 def blend_values(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['EVAL_CHOICES', 'EVAL_POSITIVE', 'EvaluationError', 'full_windows', 'sliding_windows', 'document_spans',
            'document_windows', 'lane_spans', 'EvalConfig', 'Revealed', 'Query', 'Segment', 'check_rows', 'Books',
-           'Ledger', 'EvalStep', 'EvalPiece', 'rank_share', 'window_pieces', 'document_pieces', 'stream_pieces',
-           'eval_plan', 'make_query', 'Score', 'ModelPredictor', 'Evaluation', 'ask_query', 'reveal_booked',
-           'run_piece', 'stream_digest', 'final_score', 'save_evaluation', 'load_evaluation', 'drive_evaluation',
-           'evaluate']
+           'EventLedger', 'EvalStep', 'EvalPiece', 'rank_share', 'window_pieces', 'document_pieces', 'stream_pieces',
+           'eval_plan', 'make_query', 'Score', 'packed_logits', 'ModelPredictor', 'Evaluation', 'ask_query',
+           'reveal_booked', 'run_piece', 'stream_digest', 'final_score', 'save_evaluation', 'load_evaluation',
+           'drive_evaluation', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #072b4efa
 import hashlib, io, json, math, time
@@ -146,10 +146,12 @@ class Revealed:
         "Mark tokens as known: the evaluator's call"
         self._known[index] = True
 
-    def advance(self, booked:Tensor):
+    def advance(self, booked:Tensor, block:int=65_536):
         "Move the frontier over everything booked without a gap: the evaluator's call"
-        rest = ~booked[self.frontier:]
-        self.frontier += int(rest.to(torch.uint8).argmax()) if bool(rest.any()) else len(rest)
+        while self.frontier < len(booked):
+            rest = booked[self.frontier:self.frontier + block]
+            self.frontier += len(rest) if bool(rest.all()) else int((~rest).to(torch.uint8).argmax())
+            if not bool(rest.all()): break
 
 # %% ../nbs/10_evaluate.ipynb #9d524b17
 @dataclass
@@ -240,7 +242,7 @@ class Books:
             raise EvaluationError(f"position {int(holes[0])} was never scored, nor {len(holes) - 1} more (rule: every target is booked)")
 
 # %% ../nbs/10_evaluate.ipynb #389bb238
-class Ledger:
+class EventLedger:
     "Ordered events (asked, answered, booked, revealed), the whole chain hashed, its two ends kept"
     def __init__(self, keep:int=2000): # events kept
         self.keep, self.total, self.counts, self.head, self.tail, self.digest = keep, 0, {}, [], [], ''
@@ -269,7 +271,7 @@ class Ledger:
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, values:dict)->'Ledger':
+    def from_json(cls, values:dict)->'EventLedger':
         "The inverse of `to_json`"
         out = cls()
         vars(out).update(values)
@@ -408,7 +410,7 @@ class Score:
     seconds:dict = field(repr=False) # per phase: predict, check, observe, total
     cut:dict = field(repr=False)     # the EvalConfig
     stream:str = field(repr=False)   # hash of the tokens scored: two scores compare only if it is the same
-    ledger:Ledger = field(repr=False)        # events of this process
+    ledger:EventLedger = field(repr=False)        # events of this process
     nats:np.ndarray = field(repr=False)      # [N] float32, loss of each position
     nbytes:np.ndarray = field(repr=False)    # [N] bytes of each target
     documents:np.ndarray = field(repr=False) # [documents, 2] positions of each
@@ -433,10 +435,23 @@ class Score:
         return at + 1, nats[at] / math.log(2) / np.maximum(size[at], 1)
 
     def save_positions(self, path):
-        "Loss and bytes of each target, as a compressed npz"
-        np.savez_compressed(path, nats=self.nats, bytes=self.nbytes)
+        "Loss and bytes of each target, and where documents lie, as a compressed npz"
+        np.savez_compressed(path, nats=self.nats, bytes=self.nbytes, documents=self.documents)
 
 # %% ../nbs/10_evaluate.ipynb #0113f350
+def packed_logits(
+    model,      # a GPT
+    ids:Tensor, # [B, T] windows
+    bos:int,    # id that starts a document
+    **forward,  # more arguments of the forward
+)->Tensor:      # [B, T, V]
+    "All windows in one packed row; attention crosses neither their edges nor a BOS"
+    starts = ids == bos
+    starts[:, 0] = True
+    cuts = torch.cat([starts.flatten().nonzero()[:, 0], torch.tensor([ids.numel()], device=ids.device)]).int()
+    return model(ids.flatten()[None], cu_seqlens=cuts, max_seqlen=ids.shape[1], **forward).unflatten(1, ids.shape)[0]
+
+# %% ../nbs/10_evaluate.ipynb #25255ea1
 class ModelPredictor:
     "A model that predicts and does not learn"
     learns = False
@@ -459,16 +474,8 @@ class ModelPredictor:
     def logits(self, ids:Tensor, **more)->Tensor: # [B, T, V] float32
         "One forward"
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            if self.isolate: return self._packed(ids.to(self.device), **more)
+            if self.isolate: return packed_logits(self.model, ids.to(self.device), self.bos, **self.forward, **more).float()
             return self.model(ids.to(self.device), **self.forward, **more).float()
-
-    def _packed(self, ids:Tensor, **more)->Tensor:
-        "All windows in one row, cut at their edges and at each BOS"
-        starts = ids == self.bos
-        starts[:, 0] = True
-        cuts = torch.cat([starts.flatten().nonzero()[:, 0], torch.tensor([ids.numel()], device=ids.device)]).int()
-        logits = self.model(ids.flatten()[None], cu_seqlens=cuts, max_seqlen=ids.shape[1], **self.forward, **more)
-        return logits.float().view(*ids.shape, -1)
 
     @torch.no_grad()
     def log_probs(self, query:Query)->Tensor: # [M, V]
@@ -497,7 +504,9 @@ class ModelPredictor:
         "The inverse of `state`"
         if 'cache' not in state: return
         self.cache = StreamCache(state['cache']['window'])
-        vars(self.cache).update(state['cache'])
+        move = lambda x: None if x is None else x.to(self.device)
+        kept = {place: tuple(map(move, pair)) for place, pair in state['cache']['kept'].items()}
+        vars(self.cache).update(state['cache'], kept=kept, **{k: move(state['cache'][k]) for k in ('previous_id', 'previous_x')})
 
 # %% ../nbs/10_evaluate.ipynb #aac59c40
 class Evaluation:
@@ -516,7 +525,7 @@ class Evaluation:
         self.vocab, self.nbytes = byte_table.vocab, byte_table.count(ids[:-1], ids[1:])
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.pieces = eval_plan(ids, cfg, windows, self.rank, self.world)
-        self.books, self.ledger, self.stream = Books(len(ids) - 1), Ledger(), Revealed(ids)
+        self.books, self.ledger, self.stream = Books(len(ids) - 1), EventLedger(), Revealed(ids)
         self.shown = torch.zeros(len(ids) - 1, dtype=torch.bool)
         self.tolerance = math.inf if accept_illegal else 1e-4
         self.stamps = tuple(getattr(predictor, 'stamps', ()))
@@ -598,7 +607,10 @@ def run_piece(
         if step.docs is not None: reveal_booked(run, query.positions, query)
         tick(len(query.rows))
     positions = torch.cat([torch.arange(lo, hi) for lo, hi in piece.spans.tolist()])
-    if run.world > 1: _gather_booked(run, positions)
+    if run.world > 1:
+        mine = int(run.books.booked[positions].sum())
+        _gather_booked(run, positions)
+        tick(len(positions) - mine)
     reveal_booked(run, positions)
     run.next += 1
 
@@ -619,7 +631,7 @@ def final_score(
                  run.stamps, run.seconds, asdict(run.cfg), stream_digest(run.ids), run.ledger, nats.numpy(), run.nbytes.numpy(), spans.numpy())
 
 # %% ../nbs/10_evaluate.ipynb #1de77042
-def _fingerprint(run:Evaluation)->str:
+def _eval_fingerprint(run:Evaluation)->str:
     "What a saved state must agree with"
     return json.dumps([1, asdict(run.cfg), stream_digest(run.ids), len(run.pieces), run.world, list(run.stamps), type(run.predictor).__name__])
 
@@ -630,7 +642,7 @@ def save_evaluation(
     "Everything booked and the predictor's own state"
     if getattr(run.predictor, 'learns', True) and not hasattr(run.predictor, 'state'):
         raise EvaluationError(f"{type(run.predictor).__name__} learns but has no state(), so it cannot be resumed: evaluate without `resume`")
-    state = dict(fingerprint=_fingerprint(run), next=run.next, nats=run.books.nats, booked=run.books.booked,
+    state = dict(fingerprint=_eval_fingerprint(run), next=run.next, nats=run.books.nats, booked=run.books.booked,
                  seconds=run.seconds, inputs=run.inputs, so_far=[run.nats_so_far, run.bytes_so_far],
                  ledger=run.ledger.to_json(), predictor=run.predictor.state() if hasattr(run.predictor, 'state') else {})
     buffer = io.BytesIO()
@@ -643,11 +655,11 @@ def load_evaluation(
     path,           # written by `save_evaluation`
 ):
     "Go on after the last saved piece"
-    state = torch.load(path, weights_only=True, map_location='cpu')
-    if state['fingerprint'] != _fingerprint(run):
+    state = _read_state(Path(path))
+    if state['fingerprint'] != _eval_fingerprint(run):
         raise EvaluationError(f"{path} is from an evaluation of another stream, cut or predictor: remove it to start again")
     run.next, run.seconds, run.inputs, (run.nats_so_far, run.bytes_so_far) = (state[k] for k in ('next','seconds','inputs','so_far'))
-    run.books.nats, run.books.booked, run.ledger = state['nats'], state['booked'], Ledger.from_json(state['ledger'])
+    run.books.nats, run.books.booked, run.ledger = state['nats'], state['booked'], EventLedger.from_json(state['ledger'])
     run.stream.advance(run.books.booked)
     done = run.books.booked.nonzero()[:, 0]
     run.stream.learn(torch.cat([done, done + 1]))
@@ -655,9 +667,15 @@ def load_evaluation(
     if hasattr(run.predictor, 'load_state'): run.predictor.load_state(state['predictor'], run.stream.prefix())
 
 # %% ../nbs/10_evaluate.ipynb #ca36ecdd
+def _read_state(path:Path)->dict:
+    "A saved state; EvaluationError if the file is something else"
+    try: return torch.load(path, weights_only=True, map_location='cpu')
+    except Exception as error:
+        raise EvaluationError(f"{path} is no saved evaluation ({type(error).__name__}): remove it to start again") from None
+
 def _pick_up(run:Evaluation, path:Path):
     "Resume where every rank left off; from the beginning if they differ"
-    there = [torch.load(path, weights_only=True, map_location='cpu')['next'] if path.exists() else 0]
+    there = [_read_state(path)['next'] if path.exists() else 0]
     if run.world > 1:
         mine, there = there[0], [None] * run.world
         dist.all_gather_object(there, mine)
@@ -677,7 +695,9 @@ def drive_evaluation(
 ):
     "All pieces, saved now and then"
     path, saved = Path(f"{resume}.{run.rank}" if run.world > 1 else resume), time.monotonic()
-    if resume: _pick_up(run, path)
+    if resume:
+        _pick_up(run, path)
+        tick(int(run.books.booked.sum()))
     while run.next < len(run.pieces):
         began = time.perf_counter()
         run_piece(run, tick)
@@ -703,6 +723,14 @@ def _eval_stream(ids, vocab:int)->Tensor:
         raise EvaluationError(f"the stream holds ids {int(ids.min())} to {int(ids.max())}, the byte table covers 0 to {vocab - 1}")
     return ids
 
+def _show_progress(run:Evaluation, bar, report, done:list, count:int):
+    "Move the bar, or report, by `count` positions"
+    done[0] += count
+    bpb = run.nats_so_far / math.log(2) / max(run.bytes_so_far, 1)
+    bar.update(count)
+    bar.set_postfix_str(f"bpb {bpb:.4f}", refresh=False)
+    if report is not None: report(done[0], len(run.ids) - 1, bpb)
+
 # %% ../nbs/10_evaluate.ipynb #4f5e0c0d
 def evaluate(
     predictor,           # has log_probs(query) and observe(segment)
@@ -720,11 +748,6 @@ def evaluate(
     ids = _eval_stream(ids, byte_table.vocab)
     cfg = _eval_settings(cut, predictor, settings)
     run = Evaluation(predictor, ids, byte_table, cfg, cut if cfg.cut == 'custom' else None, accept_illegal, on_rows)
-    bar = tqdm(total=len(ids) - 1, unit='tok', disable=progress is not True or run.rank > 0)
-    def tick(count):
-        bpb = run.nats_so_far / math.log(2) / max(run.bytes_so_far, 1)
-        bar.update(count)
-        bar.set_postfix_str(f"bpb {bpb:.4f}", refresh=False)
-        if callable(progress): progress(int(run.books.booked.sum()), len(ids) - 1, bpb)
-    with bar: drive_evaluation(run, tick, resume, save_seconds)
+    with tqdm(total=len(ids) - 1, unit='tok', disable=progress is not True or run.rank > 0) as bar:
+        drive_evaluation(run, partial(_show_progress, run, bar, progress if callable(progress) else None, [0]), resume, save_seconds)
     return final_score(run)

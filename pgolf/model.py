@@ -285,7 +285,7 @@ class Pass:
 # %% ../nbs/05_model.ipynb #94fd5657
 def norm(x:Tensor)->Tensor:
     "RMS normalisation over the last axis, no learned weight"
-    return F.rms_norm(x, x.shape[-1:])
+    return F.rms_norm(x, x.shape[-1:]).to(x.dtype) # autocast may have normed in fp32
 
 # %% ../nbs/05_model.ipynb #7cf5cacf
 def _shift(x:Tensor, fill, past:Tensor|None)->Tensor:

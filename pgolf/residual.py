@@ -72,7 +72,8 @@ def attend_sources(
     z_SBTD = torch.stack(sources)
     query_D = query_D.to(z_SBTD.dtype)
     weights_SBT = (F.rms_norm(z_SBTD, z_SBTD.shape[-1:]) @ query_D / (math.sqrt(query_D.shape[0]) * temperature)).softmax(0)
-    return (weights_SBT[..., None] * z_SBTD).sum(0), weights_SBT.movedim(0, -1)
+    mixed_BTD = (weights_SBT[..., None] * z_SBTD).sum(0).to(z_SBTD.dtype) # autocast takes softmax and sum in fp32
+    return mixed_BTD, weights_SBT.movedim(0, -1)
 
 # %% ../nbs/04_residual.ipynb #70b9ab43
 def source_counts(

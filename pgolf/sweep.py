@@ -8,6 +8,7 @@ __all__ = ['variations', 'train_command', 'launch_many', 'SweepError', 'wait_for
 # %% ../nbs/20_sweep.ipynb #30343dc9
 import itertools, os, sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from .recipes import get, write_recipe
@@ -54,14 +55,16 @@ def launch_many(
     executor = AutoExecutor(folder=root/"jobs", cluster=cluster)
     pace = {"slurm_array_parallelism": at_once} if cluster == "slurm" else {}
     executor.update_parameters(**{"timeout_min": 60, **pace, **slurm})
-    package = os.pathsep.join([str(Path(__file__).resolve().parents[1]) if "__file__" in globals() else os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    todo = [(n, CommandFunction(train_command(write_recipe(r, root/n), Path(data).resolve(), ranks), verbose=False, env={"PYTHONPATH": package})) for n, r in recipes.items()]
+    here = Path(find_spec("pgolf").origin).parents[1] # the same pgolf in every job
+    env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))}
+    job = lambda run: CommandFunction(train_command(run, Path(data).resolve(), ranks), verbose=False, env=env)
+    todo = [(name, job(write_recipe(recipe, root/name))) for name, recipe in recipes.items()]
     jobs, width = {}, len(todo) if cluster == "slurm" else at_once
     for i in range(0, len(todo), width):
         wave = todo[i:i + width]
         with executor.batch(): sent = [executor.submit(f) for _, f in wave]
         jobs.update(zip((n for n, _ in wave), sent))
-        for job in sent if cluster == "local" else []: job.wait()
+        for one in sent if cluster == "local" else []: one.wait()
     return jobs
 
 # %% ../nbs/20_sweep.ipynb #b7714839
@@ -74,7 +77,9 @@ def wait_for_all(
 )->None:
     "Waits for every job; SweepError names those that failed"
     failed = [f"{name} (see {job.paths.stderr})" for name, job in jobs.items() if job.exception() is not None]
-    if failed: raise SweepError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}. The others are done; launch again to repeat only these")
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}. "
+                         "The others are done; launch again to repeat only these")
 
 # %% ../nbs/20_sweep.ipynb #ba58d4ad
 def sweep_table(

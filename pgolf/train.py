@@ -7,10 +7,11 @@ __all__ = ['SCHEDULES', 'AVERAGES', 'QATS', 'DATA_ORDERS', 'NS_KINDS', 'PROJ_GRO
            'STATE_MAGIC', 'TrainConfig', 'check_train_config', 'micro_batches', 'budget_used', 'lr_iters', 'lr_frac',
            'lr_multiplier', 'momentum_at', 'Averages', 'FakeQuant', 'CheckpointError', 'write_run_file', 'RunLog',
            'read_log', 'save_state', 'read_state', 'differing', 'newest_checkpoint', 'Ranks', 'joined_ranks',
-           'current_ranks', 'TrainError', 'TrainStopped', 'noted_signals', 'Clock', 'StepResult', 'Trainer', 'warm_up',
-           'LossWatch', 'stop_if_not_finite', 'run_facts', 'memory_mb', 'TrainRun', 'run_steps', 'describe_run',
-           'load_weights', 'finish_run', 'finished_model', 'clear_run', 'check_world', 'train', 'read_configs',
-           'train_parser', 'sparse_lines', 'train_main']
+           'current_ranks', 'TrainError', 'TrainStopped', 'noted_signals', 'Clock', 'Trainer', 'micro_loss',
+           'to_device', 'StepResult', 'train_step', 'trainer_state', 'load_trainer', 'warm_up', 'LossWatch',
+           'stop_if_not_finite', 'run_facts', 'memory_mb', 'TrainRun', 'begin_run', 'log_steps', 'save_checkpoint',
+           'run_steps', 'describe_run', 'load_weights', 'finish_run', 'finished_model', 'clear_run', 'check_world',
+           'train', 'read_configs', 'train_parser', 'sparse_lines', 'train_main']
 
 # %% ../nbs/07_train.ipynb #71a4c58f
 import argparse, hashlib, io, json, math, platform, resource, signal, subprocess, sys, threading, time, warnings
@@ -26,7 +27,7 @@ from torch import distributed as dist
 from tqdm.auto import tqdm
 
 from .attention import pick_backend
-from .data import Dataset, make_loader, open_dataset
+from .data import Batch, Dataset, make_loader, open_dataset
 from .model import ConfigError, GPT, GPTConfig, token_loss
 from .muon import make_optimizers
 from .quantize import fake_round, parse_clip
@@ -103,7 +104,8 @@ def check_train_config(
         if not ok: raise ConfigError(f"TrainConfig.{f.name} is {value!r}; it must be of type {kind.__name__}")
         low, high = TRAIN_RANGES.get(f.name, (None, None))
         if low is not None and not (low <= value < math.inf) or high is not None and value > high:
-            raise ConfigError(f"TrainConfig.{f.name} is {value}; it must be at least {low}" + (f" and at most {high}" if high is not None else " and finite"))
+            limit = "and finite" if high is None else f"and at most {high}"
+            raise ConfigError(f"TrainConfig.{f.name} is {value}; it must be at least {low} {limit}")
         if f.name in TRAIN_CHOICES and value not in TRAIN_CHOICES[f.name]:
             raise ConfigError(f"TrainConfig.{f.name} is {value!r}; choose from {', '.join(TRAIN_CHOICES[f.name])}")
     try: parse_clip(cfg.qat_clip)
@@ -406,22 +408,14 @@ class Clock:
 
     def seconds(self)->float: return time.perf_counter() - self.start
 
-# %% ../nbs/07_train.ipynb #5358c4e6
-@dataclass(frozen=True)
-class StepResult:
-    "What a step leaves for the log; the numbers are still on their device"
-    record:dict  # step, multiplier, momentum
-    stats:Tensor # [2 + micro-batches]: mean loss over ranks, gradient norm, then this rank's losses
-    where:list   # shard and offset of this rank's micro-batches
-
-# %% ../nbs/07_train.ipynb #a9f6c460
+# %% ../nbs/07_train.ipynb #b82c2793
 class Trainer:
-    "A run in progress: everything that a checkpoint holds, and how to make a step"
+    "A run in progress: everything that a checkpoint holds"
     def __init__(self,
-        model_cfg:GPTConfig,     # architecture
-        cfg:TrainConfig,         # training
-        dataset:Dataset,         # its training shards
-        ranks:Ranks=Ranks(),     # this process among all
+        model_cfg:GPTConfig,       # architecture
+        cfg:TrainConfig,           # training
+        dataset:Dataset,           # its training shards
+        ranks:Ranks=Ranks(),       # this process among all
         device:torch.device="cpu", # of weights and computation
     ):
         self.cfg, self.ranks, self.device = cfg, ranks, torch.device(device)
@@ -431,66 +425,95 @@ class Trainer:
         if ranks.world > 1:
             for p in self.named.values(): dist.broadcast(p.data, 0)
         self.opt = make_optimizers(self.named, self.model.roles(), cfg, ranks.rank, ranks.world)
-        self.average = Averages(list(self.named.values()), cfg)
-        self.quant = FakeQuant(cfg)
+        self.average, self.quant = Averages(list(self.named.values()), cfg), FakeQuant(cfg)
         self.loader = make_loader(cfg.order, dataset.train, tokens, cfg.seq_len, ranks.rank, ranks.world, cfg.seed, dataset.vocab)
-        self.loss = torch.compile(self._loss) if cfg.compile else self._loss
+        self.loss = torch.compile(micro_loss) if cfg.compile else micro_loss
         self.clock, self.done = Clock(), 0
 
-    def _loss(self, x_BT:Tensor, y_BT:Tensor, cu_seqlens, recurrent, through)->Tensor:
-        "Mean loss of one micro-batch, in nats"
-        kw = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens, "max_seqlen": self.cfg.seq_len}
-        half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
-        with half: return token_loss(self.model(x_BT, recurrent=recurrent, through=through, **kw), y_BT).mean()
-
-    def step(self,
-        seconds:float=0., # training time so far, the same on all ranks
-        recurrent:bool|None=None, # None: as the schedule says
-    )->StepResult:
-        "One optimizer step over `accum` micro-batches"
-        cfg = self.cfg
-        multiplier, momentum = lr_multiplier(cfg, self.done, seconds), momentum_at(cfg, self.done)
-        if recurrent is None: recurrent = self.used(seconds) >= cfg.recur_at
-        through, losses, where = self.quant.at(multiplier), [], []
-        self.opt.zero_grad()
-        for _ in range(self.accum):
-            batch = self.loader.next()
-            cuts = None if batch.cu_seqlens is None else self.put(batch.cu_seqlens)
-            loss = self.loss(self.put(batch.x), self.put(batch.y), cuts, recurrent, through)
-            (loss / self.accum).backward()
-            losses.append(loss.detach()); where.append(batch.where)
-        norm = self.opt.step(multiplier, momentum, cfg.clip)
-        self.done += 1
-        self.average.update(self.done, multiplier)
-        losses = torch.stack(losses)
-        stats = torch.cat([torch.stack([self.ranks.mean(losses.mean()), norm]), losses])
-        return StepResult({"step": self.done, "lr": multiplier, "momentum": momentum}, stats, where)
-
-    def put(self, t:Tensor)->Tensor: # to the device without waiting
-        return t if self.device.type == "cpu" else t.pin_memory().to(self.device, non_blocking=True)
-
-    def used(self, seconds:float)->float:
+    def used(self,
+        seconds:float, # training time so far
+    )->float:
         "Share of the run's budget that is over"
         c = self.cfg
         return budget_used(self.done, c.steps, seconds, c.max_seconds - c.reserve_seconds if c.max_seconds else 0.)
 
-    def state(self)->dict:
-        "Everything needed to go on, bit for bit (all ranks must call it; all get the same)"
-        return {"step": self.done, "seconds": self.clock.seconds(), "world": self.ranks.world, "loader": self.loader.state(),
-                "weights": {n: p.data for n, p in self.named.items()}, "optimizers": self.opt.state_dict(),
-                "ema": self.average.ema, "swa": self.average.swa, "swa_count": self.average.count, "rng": torch.get_rng_state()}
+# %% ../nbs/07_train.ipynb #c837fc0d
+def micro_loss(
+    model:GPT,
+    batch:Batch,            # on the model's device
+    seq_len:int,            # no packed document is longer
+    recurrent:bool,         # depth recurrence on
+    through:FakeQuant|None, # fake quantisation of the banks
+)->Tensor:                  # mean loss, nats; bf16 inside on a GPU
+    "Loss of one micro-batch"
+    half = torch.autocast("cuda", torch.bfloat16) if batch.x.is_cuda else nullcontext()
+    packed = {} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens, "max_seqlen": seq_len}
+    with half: return token_loss(model(batch.x, recurrent=recurrent, through=through, **packed), batch.y).mean()
 
-    def load_state(self,
-        state:dict, # from `state`, of any number of ranks
-    )->None:
-        "Goes on from a state"
-        for n, p in self.named.items(): p.data.copy_(state["weights"][n])
-        for mine, saved in zip(self.average.ema + self.average.swa, state["ema"] + state["swa"]): mine.copy_(saved)
-        self.average.count, self.done = state["swa_count"], state["step"]
-        self.opt.load_state_dict(state["optimizers"])
-        self.loader.load_state(state["loader"])
-        torch.set_rng_state(state["rng"])
-        self.clock.set(state["seconds"])
+def to_device(
+    batch:Batch,
+    device:torch.device,
+)->Batch:
+    "A batch on its way to a GPU, without waiting"
+    if device.type == "cpu": return batch
+    put = lambda t: None if t is None else t.pin_memory().to(device, non_blocking=True)
+    return Batch(put(batch.x), put(batch.y), put(batch.cu_seqlens), batch.where)
+
+# %% ../nbs/07_train.ipynb #5358c4e6
+@dataclass(frozen=True)
+class StepResult:
+    "What a step leaves for the log; the numbers are still on their device"
+    record:dict  # step, multiplier, momentum
+    stats:Tensor # [2 + micro-batches]: mean loss over ranks, gradient norm, then this rank's losses
+    where:list   # shard and offset of this rank's micro-batches
+
+# %% ../nbs/07_train.ipynb #a9f6c460
+def train_step(
+    t:Trainer,
+    seconds:float=0.,         # training time so far, the same on all ranks
+    recurrent:bool|None=None, # None: as the schedule says
+)->StepResult:
+    "One optimizer step over `accum` micro-batches"
+    cfg, losses, where = t.cfg, [], []
+    multiplier, momentum = lr_multiplier(cfg, t.done, seconds), momentum_at(cfg, t.done)
+    if recurrent is None: recurrent = t.used(seconds) >= cfg.recur_at
+    t.opt.zero_grad()
+    for _ in range(t.accum):
+        batch = to_device(t.loader.next(), t.device)
+        loss = t.loss(t.model, batch, cfg.seq_len, recurrent, t.quant.at(multiplier))
+        (loss / t.accum).backward()
+        losses.append(loss.detach()); where.append(batch.where)
+    norm = t.opt.step(multiplier, momentum, cfg.clip)
+    t.done += 1
+    t.average.update(t.done, multiplier)
+    losses = torch.stack(losses)
+    stats = torch.cat([torch.stack([t.ranks.mean(losses.mean()), norm]), losses])
+    return StepResult({"step": t.done, "lr": multiplier, "momentum": momentum}, stats, where)
+
+# %% ../nbs/07_train.ipynb #fa92bf84
+def trainer_state(
+    t:Trainer,
+)->dict: # the same on every rank
+    "Everything needed to go on, bit for bit (all ranks must call it)"
+    avg = t.average
+    return {"step": t.done, "seconds": t.clock.seconds(), "world": t.ranks.world, "loader": t.loader.state(),
+            "weights": {n: p.data for n, p in t.named.items()}, "optimizers": t.opt.state_dict(),
+            "ema": avg.ema, "swa": avg.swa, "swa_count": avg.count, "rng": torch.get_rng_state()}
+
+# %% ../nbs/07_train.ipynb #107c5c07
+def load_trainer(
+    t:Trainer,
+    state:dict, # from `trainer_state`, of any number of ranks
+)->None:
+    "Goes on from a state"
+    avg = t.average
+    for n, p in t.named.items(): p.data.copy_(state["weights"][n])
+    for mine, saved in zip(avg.ema + avg.swa, state["ema"] + state["swa"], strict=True): mine.copy_(saved)
+    avg.count, t.done = state["swa_count"], state["step"]
+    t.opt.load_state_dict(state["optimizers"])
+    t.loader.load_state(state["loader"])
+    torch.set_rng_state(state["rng"].cpu())
+    t.clock.set(state["seconds"])
 
 # %% ../nbs/07_train.ipynb #09c3ad50
 def warm_up(
@@ -498,11 +521,11 @@ def warm_up(
 )->None:
     "Runs cfg.warmup_steps steps, once more with recurrence where it comes on later, and restores everything"
     if not t.cfg.warmup_steps: return
-    torch.save(t.state(), before := io.BytesIO())
+    torch.save(trainer_state(t), before := io.BytesIO())
     late = t.model.cfg.loops and t.cfg.recur_at > 0
     for recurrent in (False, True) if late else (True,):
-        for _ in range(t.cfg.warmup_steps): t.step(recurrent=recurrent)
-    t.load_state(torch.load(io.BytesIO(before.getvalue()), map_location=t.device, weights_only=True))
+        for _ in range(t.cfg.warmup_steps): train_step(t, recurrent=recurrent)
+    load_trainer(t, torch.load(io.BytesIO(before.getvalue()), map_location=t.device, weights_only=True))
     t.clock.set(0.)
 
 # %% ../nbs/07_train.ipynb #13932a04
@@ -539,8 +562,9 @@ def stop_if_not_finite(
     loss, norm, *own = numbers
     if math.isfinite(loss) and math.isfinite(norm): return
     bad = [w for w, l in zip(result.where, own) if not math.isfinite(l)]
+    seen = "; ".join(bad) if bad else f"{'; '.join(result.where)} (its own loss is finite)"
     raise TrainError(f"step {result.record['step']}: the loss is {loss} and the gradient norm {norm}; "
-                     f"data of this rank: {'; '.join(bad or result.where)}{'' if bad else ' (its loss is finite)'}; saved before it: {safe}")
+                     f"data of this rank: {seen}; saved before it: {safe}")
 
 # %% ../nbs/07_train.ipynb #e29fac96
 def run_facts(
@@ -548,13 +572,14 @@ def run_facts(
 )->dict:
     "Versions, hardware, commit and sizes of a run"
     here = Path(__file__).parent if "__file__" in globals() else Path(".")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True) if (here.parent/".git").exists() else None
-    roles, count = t.model.roles(), {}
+    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if (here.parent/".git").exists() else ""
+    gpu, roles, count = t.device.type == "cuda", t.model.roles(), {}
     for n, p in t.named.items(): count[roles[n]] = count.get(roles[n], 0) + p.numel()
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "cuda": torch.version.cuda},
-            "hardware": torch.cuda.get_device_name(t.device) if t.device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "commit": git.stdout.strip() if git else "", "seed": t.cfg.seed, "parameters": sum(count.values()), "by_role": count,
-            "attention": pick_backend(t.device.type, torch.bfloat16 if t.device.type == "cuda" else torch.float32, t.cfg.order == "packed"),
+            "hardware": torch.cuda.get_device_name(t.device) if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "commit": commit, "seed": t.cfg.seed, "parameters": sum(count.values()), "by_role": count,
+            "attention": pick_backend(t.device.type, torch.bfloat16 if gpu else torch.float32, t.cfg.order == "packed"),
             "ranks": t.ranks.world, "accum": t.accum, "device": str(t.device)}
 
 # %% ../nbs/07_train.ipynb #5949eb87
@@ -569,56 +594,18 @@ def memory_mb(
 class TrainRun:
     "A trainer and its folder: log, checkpoints, progress bar"
     def __init__(self,
-        t:Trainer,                # what runs
-        folder:Path,              # of the run
-        about:dict,               # what identifies it
+        t:Trainer,                 # what runs
+        folder:Path,               # of the run
+        about:dict,                # what identifies it
         on_log:Callable|None=None, # called with every record of the log
-        progress:bool=True,       # show a bar
+        progress:bool=True,        # show a bar
     ):
-        first = t.ranks.rank == 0
+        cfg, first, now = t.cfg, t.ranks.rank == 0, t.clock.seconds()
         self.t, self.folder, self.about, self.watch, self.saved = t, folder, about, LossWatch(), "no checkpoint"
         self.log = RunLog(folder/"train.jsonl" if first else None, on_log)
-        capped = t.cfg.max_seconds - t.cfg.reserve_seconds
-        self.bar = tqdm(total=int(capped) if t.cfg.max_seconds else t.cfg.steps, unit="s" if t.cfg.max_seconds else "step",
-                        disable=not (first and progress))
-        self.last_save, self.last_log = t.clock.seconds(), (t.done, t.clock.seconds())
-
-    def begin(self,
-        name:str="",     # of the recipe
-        step:int|None=None, # resumed at; None = a new run
-    )->None:
-        "First line of a new log, or the log cut back to the checkpoint"
-        if step is None and self.log.path: write_run_file(self.log.path, b"")
-        if step is not None: self.log.cut(step)
-        self.log.write(event="start" if step is None else "resume", **({} if step is None else {"step": step}),
-                       recipe=name, **run_facts(self.t), time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-
-    def take(self,
-        ready:list, # of `LossWatch`
-    )->None:
-        "Logs steps whose numbers are there"
-        for result, numbers in ready:
-            stop_if_not_finite(result, numbers, self.saved)
-            step, seconds = result.record["step"], self.t.clock.seconds()
-            rate = self.t.cfg.batch_tokens * (step - self.last_log[0]) / max(seconds - self.last_log[1], 1e-9)
-            self.bar.update((min(int(seconds), self.bar.total) if self.t.cfg.max_seconds else step) - self.bar.n)
-            if step % self.t.cfg.log_every and step < self.t.cfg.steps: continue
-            self.last_log = step, seconds
-            self.log.write(event="step", step=step, seconds=round(seconds, 4), loss=numbers[0], lr=result.record["lr"],
-                           momentum=result.record["momentum"], tokens_per_s=round(rate, 1), grad_norm=numbers[1],
-                           memory_mb=round(memory_mb(self.t.device), 1))
-            self.bar.set_postfix(step=step, loss=f"{numbers[0]:.4f}", lr=f"{result.record['lr']:.2f}", tok_s=f"{rate:,.0f}")
-
-    def save(self)->Path:
-        "Writes a checkpoint, after making sure that what it holds is sound"
-        self.take(self.watch.flush())
-        path = self.folder/"checkpoints"/f"step_{self.t.done:08}.pt"
-        state = self.t.state()
-        if self.t.ranks.rank == 0:
-            save_state(path, {**state, "about": self.about})
-            for old in sorted(path.parent.glob("step_*.pt"))[:-2]: old.unlink()
-        self.saved, self.last_save = str(path), self.t.clock.seconds()
-        return path
+        self.seconds = int(cfg.max_seconds - cfg.reserve_seconds) if cfg.max_seconds else 0 # the bar counts what ends the run
+        self.bar = tqdm(total=self.seconds or cfg.steps, unit="s" if self.seconds else "step", disable=not (first and progress))
+        self.last_save, self.last_log = now, (t.done, now)
 
     def due(self)->bool:
         "Is it time for a checkpoint?"
@@ -626,6 +613,50 @@ class TrainRun:
         return every > 0 and self.t.clock.seconds() - self.last_save >= every
 
 # %% ../nbs/07_train.ipynb #73e401a4
+def begin_run(
+    run:TrainRun,
+    name:str="",          # of the recipe
+    step:int|None=None,   # resumed at; None = a new run
+)->None:
+    "First line of a new log, or the log cut back to the checkpoint"
+    if step is not None: run.log.cut(step)
+    elif run.log.path: write_run_file(run.log.path, b"")
+    kind = {"event": "start"} if step is None else {"event": "resume", "step": step}
+    run.log.write(**kind, recipe=name, **run_facts(run.t), time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+# %% ../nbs/07_train.ipynb #a6f7a2d5
+def log_steps(
+    run:TrainRun,
+    ready:list, # (result, numbers), from `LossWatch`
+)->None:
+    "Checks and logs the steps whose numbers are there, and moves the bar"
+    t, cfg = run.t, run.t.cfg
+    for result, (loss, norm, *own) in ready:
+        stop_if_not_finite(result, [loss, norm, *own], run.saved)
+        step, lr, seconds = result.record["step"], result.record["lr"], t.clock.seconds()
+        run.bar.update((min(int(seconds), run.seconds) if run.seconds else step) - run.bar.n)
+        if step % cfg.log_every and step < cfg.steps: continue
+        rate = cfg.batch_tokens * (step - run.last_log[0]) / max(seconds - run.last_log[1], 1e-9)
+        run.last_log = step, seconds
+        run.log.write(event="step", step=step, seconds=round(seconds, 4), loss=loss, lr=lr, momentum=result.record["momentum"],
+                      tokens_per_s=round(rate, 1), grad_norm=norm, memory_mb=round(memory_mb(t.device), 1))
+        run.bar.set_postfix(step=step, loss=f"{loss:.4f}", lr=f"{lr:.2f}", tok_s=f"{rate:,.0f}")
+
+# %% ../nbs/07_train.ipynb #d686c014
+def save_checkpoint(
+    run:TrainRun,
+)->Path: # of the checkpoint
+    "Writes a checkpoint (all ranks call it, the first writes)"
+    log_steps(run, run.watch.flush())
+    path = run.folder/"checkpoints"/f"step_{run.t.done:08}.pt"
+    state = trainer_state(run.t)
+    if run.t.ranks.rank == 0:
+        save_state(path, {**state, "about": run.about})
+        for old in sorted(path.parent.glob("step_*.pt"))[:-2]: old.unlink()
+    run.saved, run.last_save = str(path), run.t.clock.seconds()
+    return path
+
+# %% ../nbs/07_train.ipynb #0f35e7c7
 def run_steps(
     run:TrainRun, # begun
 )->str:      # why it ended: 'steps' or 'seconds'
@@ -636,13 +667,13 @@ def run_steps(
             seconds, signum, due = t.ranks.agree(t.clock.seconds(), caught[-1] if caught else 0, run.due())
             if t.done >= cfg.steps: return "steps"
             if cfg.max_seconds and t.used(seconds) >= 1: return "seconds"
-            if signum: raise TrainStopped(f"stopped by {signal.Signals(int(signum)).name} after step {t.done}; saved as {run.save()}; "
+            if signum or due: save_checkpoint(run)
+            if signum: raise TrainStopped(f"stopped by {signal.Signals(int(signum)).name} after step {t.done}; saved as {run.saved}; "
                                           "the same command goes on from there", int(signum))
-            if due: run.save()
-            try: result = t.step(seconds)
+            try: result = train_step(t, seconds)
             except (OSError, ValueError) as e:
                 raise TrainError(f"step {t.done + 1}: {e}; saved before it: {run.saved}") from e
-            run.take(run.watch.push(result))
+            log_steps(run, run.watch.push(result))
 
 # %% ../nbs/07_train.ipynb #8f7d7f22
 def describe_run(
@@ -673,10 +704,10 @@ def finish_run(
 )->GPT:
     "Puts the averaged weights into the model and writes them"
     t = run.t
-    run.take(run.watch.flush()); run.bar.close(); t.loader.close()
+    log_steps(run, run.watch.flush()); run.bar.close(); t.loader.close()
     if "swa" in t.cfg.averaging and not t.average.count:
-        warnings.warn(f"averaging={t.cfg.averaging!r} took no snapshot: the multiplier was never below swa_start={t.cfg.swa_start} at a "
-                      f"multiple of swa_every={t.cfg.swa_every} steps; exporting {'the EMA' if t.average.ema else 'the last weights'}")
+        warnings.warn(f"averaging={t.cfg.averaging!r} took no snapshot: the multiplier was never below swa_start={t.cfg.swa_start} "
+                      f"at a multiple of swa_every={t.cfg.swa_every} steps; exporting {'the EMA' if t.average.ema else 'the last weights'}")
     for p, w in zip(t.named.values(), t.average.weights()): p.data.copy_(w)
     run.log.write(event="end", step=t.done, seconds=round(t.clock.seconds(), 4), reason=reason,
                   averaging=t.cfg.averaging, swa_snapshots=t.average.count)
@@ -712,7 +743,8 @@ def check_world(
     "CheckpointError unless all ranks hold the same checkpoint and its data position means the same to them"
     least, most = t.ranks.agree(-state["step"], state["step"])
     if -least != most:
-        raise CheckpointError(f"ranks found different checkpoints (steps {-least:.0f} and {most:.0f}); the run folder must be one that all nodes share")
+        raise CheckpointError(f"ranks found different checkpoints (steps {-least:.0f} and {most:.0f}); "
+                              "the run folder must be one that all nodes share")
     if t.cfg.order == "shuffled" and state["world"] != t.ranks.world:
         raise CheckpointError(f"the checkpoint is of {state['world']} ranks, here are {t.ranks.world}: the shuffled order is dealt per rank; "
                               "use as many ranks, or start over")
@@ -734,17 +766,18 @@ def train(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     about = describe_run(model_cfg, cfg, dataset)
     if dataset.vocab != model_cfg.vocab:
-        raise ConfigError(f"the model has a vocabulary of {model_cfg.vocab}, dataset {dataset.name} one of {dataset.vocab}; use a dataset of the same")
+        raise ConfigError(f"the model has a vocabulary of {model_cfg.vocab}, dataset {dataset.name} one of {dataset.vocab}; "
+                          "use a dataset of the same")
     if resume and (model := finished_model(run_dir, about, device)): return model
     if not resume and ranks.rank == 0: clear_run(run_dir)
     state = newest_checkpoint(run_dir/"checkpoints", about) if resume else None
     t = Trainer(model_cfg, cfg, dataset, ranks, device)
     warm_up(t)
-    if state: check_world(t, state); t.load_state(state)
+    if state: check_world(t, state); load_trainer(t, state)
     t.clock.set(state["seconds"] if state else 0.)
     run = TrainRun(t, run_dir, about, on_log, progress)
     try:
-        run.begin(name, state and state["step"])
+        begin_run(run, name, state and state["step"])
         return finish_run(run, run_steps(run))
     finally: run.bar.close(); t.loader.close()
 
@@ -783,7 +816,8 @@ def sparse_lines(
     def on_log(r:dict)->None:
         if r["event"] != "step": line = f"{r['event']} {r.get('reason', '')}".strip()
         elif r["step"] % max(1, steps // 20) and r["step"] > 1: return
-        else: line = f"step {r['step']}/{steps} loss {r['loss']:.4f} lr {r['lr']:.3f} {r['tokens_per_s']:,.0f} tokens/s {r['seconds']:.1f} s"
+        else: line = (f"step {r['step']}/{steps} loss {r['loss']:.4f} lr {r['lr']:.3f} "
+                      f"{r['tokens_per_s']:,.0f} tokens/s {r['seconds']:.1f} s")
         (out or sys.stderr).write(line + "\n")
     return on_log
 
@@ -801,7 +835,7 @@ def train_main(
                   progress=bar, on_log=None if bar else sparse_lines(cfg.steps))
         return 0
     except (ValueError, TrainError) as e:
-        sys.stderr.write(f"pgolf.train: {e}\n")
+        if not isinstance(e, TrainStopped) or current_ranks().rank == 0: sys.stderr.write(f"pgolf.train: {e}\n")
         return 128 + e.signum if isinstance(e, TrainStopped) else 1
 
 # A script has a file, a notebook has none

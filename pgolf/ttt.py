@@ -8,7 +8,7 @@ __all__ = ['TTT_CHOICES', 'TTT_TABLE', 'PER_LAYER', 'PREQUANT', 'TTTConfig', 'tt
            'shared_documents', 'prequant_adapt', 'LoRAConfig', 'adapter_places', 'DocumentAdapters', 'DocumentLoRA']
 
 # %% ../nbs/11_ttt.ipynb #6b32a3ee
-import copy, math
+import copy, hashlib, math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -112,9 +112,9 @@ def ttt_step(
 ):
     "One step on one batch"
     optimizer.zero_grad(set_to_none=True)
-    if len(rows):
-        rows = rows.to(predictor.device)
-        (token_loss(predictor.logits(rows[:, :-1]), rows[:, 1:]).sum() / tokens).backward()
+    size = max(1, predictor.max_logits // (rows.shape[1] * predictor.model.cfg.vocab))
+    for part in rows.to(predictor.device).split(size) if len(rows) else ():
+        (token_loss(predictor.logits(part[:, :-1]), part[:, 1:]).sum() / tokens).backward()
     if together: _sum_gradients(list(predictor.model.parameters()))
     for name, n in frozen.items():
         grad = predictor.model.get_parameter(name).grad
@@ -232,9 +232,12 @@ def shared_documents(
     other:Tensor, # another
     bos:int=1,    # id that starts a document
 )->int:
-    "Documents that are in both streams, token by token"
-    texts = [{tuple(i for i in s[lo:hi + 1].tolist() if i != bos) for lo, hi in document_spans(s, bos).tolist()} for s in (ids, other)]
-    return len((texts[0] & texts[1]) - {()})
+    "Different documents that are in both streams, token by token"
+    def texts(s):
+        tokens = s.to(torch.int32).numpy()
+        parts = (tokens[lo:hi + 1] for lo, hi in document_spans(s, bos).tolist())
+        return {hashlib.blake2b(part.tobytes()).digest() for part in (p[p != bos] for p in parts) if len(part)}
+    return len(texts(ids) & texts(other))
 
 # %% ../nbs/11_ttt.ipynb #195ac7ad
 def prequant_adapt(

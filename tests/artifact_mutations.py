@@ -47,7 +47,7 @@ def lie(data, rng):
         node = header
         for k in way: node = node[k]
         kind, other = rng.integers(5), places[rng.integers(len(places))]
-        if kind < 2: node[key] = HOSTILE[rng.integers(len(HOSTILE))]
+        if kind < 2: node[key] = copy.deepcopy(HOSTILE[rng.integers(len(HOSTILE))])
         elif kind == 2: del node[key]
         elif kind == 3 and isinstance(node[key], int): node[key] = int(node[key]) + int(rng.integers(-3, 4))
         else:

@@ -1,6 +1,8 @@
 "The n-gram cache: exact whatever the order of arrival, rows that sum to 1, fast and small enough, and the hashed form kept out"
+import json
 import time
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.evaluate import EvaluationError, evaluate
-from pgolf.ngram import (BackoffCache, HashedCache, KeyTable, LearnedGate, Match, Mixture, NgramConfig, entropy_weight, match_features, mix_rows,
-                         row_entropy)
+from pgolf.evaluate import EvalConfig, EvaluationError, evaluate
+from pgolf.ngram import (BackoffCache, HashedCache, KeyTable, LearnedGate, Match, Mixture, NgramConfig, entropy_weight, make_predictor,
+                         match_features, mix_rows, row_entropy)
+from pgolf.ttt import LoRAConfig, TTTConfig
 
 
 class OneByteEach:
@@ -135,6 +138,16 @@ def test_the_learned_weight_beats_the_formula_and_learns_from_the_past_only():
     before = gate.theta.copy()
     gate.learn(np.empty((0, 14)))
     assert np.array_equal(gate.theta, before)
+
+
+def test_caches_stack_and_settings_survive_json():
+    ids = repetitive(2000)
+    inner = lambda: Mixture(Bigram(), BackoffCache((2, 3)), NgramConfig(chunk_tokens=128))
+    twice = evaluate(Mixture(inner(), BackoffCache((5, 6)), NgramConfig(gate="learned")), ids, OneByteEach(), "full", seq_len=64)
+    assert twice.loss < evaluate(inner(), ids, OneByteEach(), "full", seq_len=64).loss
+    for cfg in (NgramConfig(orders=(2, 4)), LoRAConfig(rank=3), TTTConfig("adamw"), EvalConfig("documents")):
+        assert type(cfg)(**json.loads(json.dumps(asdict(cfg)))) == cfg
+    assert make_predictor(None, ngram=NgramConfig(orders=(2, 4), min_count=3)).cache.orders == (2, 4)
 
 
 def test_features_know_nothing_of_the_target():

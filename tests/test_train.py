@@ -3,6 +3,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from pgolf.data import build_dataset
 from pgolf.model import ConfigError
 from pgolf.quantize import round_rows
 from pgolf.train import (CheckpointError, FakeQuant, TrainConfig, TrainError, TrainStopped, Trainer, budget_used, load_weights,
-                         lr_frac, lr_iters, lr_multiplier, momentum_at, newest_checkpoint, read_log, save_state, train)
-from train_tools import QUICK, RECIPES, TINY, environment, recipe, run_python, run_ranks, toy_dataset, write_recipe
+                         lr_frac, lr_iters, lr_multiplier, momentum_at, newest_checkpoint, read_log, save_state, train, train_step)
+from train_tools import QUICK, RECIPES, TINY, environment, recipe, run_python, run_ranks, toy_dataset, travelling, write_recipe
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_the_exported_weights_are_the_average(kind, dataset, tmp_path):
     t = Trainer(TINY, cfg, dataset)
     ema, last, snaps = [p.detach().double() for p in t.model.parameters()], None, []
     for _ in range(cfg.steps):
-        r = t.step()
+        r = train_step(t)
         last = [p.detach().double() for p in t.model.parameters()]
         ema = [cfg.ema_decay * e + (1 - cfg.ema_decay) * p for e, p in zip(ema, last)]
         if r.record["lr"] < cfg.swa_start and r.record["step"] % 3 == 0: snaps.append(last if kind == "swa" else ema)
@@ -123,7 +124,7 @@ def test_swa_without_a_snapshot_says_so(dataset, tmp_path):
 def test_training_sees_what_the_exporter_stores(clip, dataset):
     through = FakeQuant(TrainConfig(qat="late", qat_bits=6, qat_clip=clip)).at(.1)
     t = Trainer(TINY, QUICK, dataset)
-    for _ in range(2): t.step()
+    for _ in range(2): train_step(t)
     t.loader.close()
     for name, bank in t.model.banks.items():
         assert torch.allclose(through(name, bank), round_rows(bank, 6, clip).dequantize(), atol=1e-6) and not torch.equal(through(name, bank), bank)
@@ -241,7 +242,7 @@ def test_recurrence_comes_on_when_its_share_is_used(dataset, monkeypatch):
     t = Trainer(model_cfg, cfg, dataset)
     forward = t.model.forward
     monkeypatch.setattr(t.model, "forward", lambda *a, recurrent, **kw: (seen.append(recurrent), forward(*a, recurrent=recurrent, **kw))[1])
-    for _ in range(10): t.step()
+    for _ in range(10): train_step(t)
     t.loader.close()
     assert seen == [False] * 4 + [True] * 6
 
@@ -290,11 +291,20 @@ def test_ten_kills_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_one_two_and_four_ranks_make_the_same_curves(tmp_path):
-    "Every recipe's optimizers, clipping at work: losses within 1e-4 over 20 steps, and the same weights"
+    """Every recipe's optimizers, clipping at work: losses within 1e-4 over 20 steps, and the same weights. A run begun on one
+    rank goes on with two and four, and under a clock all ranks stop at the same step."""
     worker = __file__.replace("test_train.py", "train_on_ranks.py")
+    begun = travelling(checkpoint_seconds=1e-9)
+    with pytest.raises(PowerCut): quiet(TINY, begun, toy_dataset(tmp_path / "data0"), tmp_path / "begun", on_log=do_at(7, power_cut))
+    for world in (2, 4): shutil.copytree(tmp_path / "begun", tmp_path / str(world) / "travelling")
     for world in (1, 2, 4):
         p = run_ranks(world, worker, tmp_path / str(world), tmp_path / f"data{world}")
         assert p.returncode == 0, p.stderr[-3000:]
+        assert read_log(tmp_path / str(world) / "timed" / "train.jsonl")[-1]["reason"] == "seconds"
+    one = steps_of(tmp_path / "1" / "travelling")
+    for world in (2, 4):
+        assert "resume" in {r["event"] for r in read_log(tmp_path / str(world) / "travelling" / "train.jsonl")}
+        assert max(abs(a[1] - b[1]) for a, b in zip(one, steps_of(tmp_path / str(world) / "travelling"), strict=True)) < 1e-4
     for name in RECIPES:
         one = steps_of(tmp_path / "1" / name)
         assert len(one) == 20 and sum(s[3] > recipe(name)[1].clip for s in one) >= 10 and one[-1][1] < one[0][1] - 1

@@ -214,3 +214,17 @@ def test_illegal_forms_need_a_word_and_leave_a_mark():
                                           (dict(weight_decay=0.1, freeze_blocks=1), "move frozen layers")])
 def test_bad_settings(bad, message):
     with pytest.raises(ValueError, match=message): TTTConfig(**bad)
+
+
+def test_a_stamp_travels_with_the_artifact_into_every_score():
+    "What was made illegally says so after packing and unpacking, and no meta can take the stamp off"
+    from pgolf.artifact import pack, unpack
+    from pgolf.evaluate import ModelPredictor
+    from pgolf.model import GPT, GPTConfig
+    from pgolf.quantize import Plan
+    from pgolf.ttt import stamp_model
+    model = GPT(GPTConfig(vocab=64, dim=32, layers=2, heads=2, kv_heads=1, rotary_dims=8))
+    stamp_model(model, "illegal: trained on the validation text")
+    back = unpack(pack(model, Plan()))
+    assert back.stamps == ("illegal: trained on the validation text",) == ModelPredictor(back).stamps
+    assert unpack(pack(back, Plan(), meta={"stamps": []})).stamps == back.stamps

@@ -17,6 +17,13 @@ TINY = GPTConfig(vocab=VOCAB, dim=16, layers=2, heads=2, kv_heads=1, rotary_dims
 QUICK = TrainConfig(steps=12, batch_tokens=128, seq_len=32, accum=2, warmup_steps=0, warmdown_iters=6, muon_momentum_steps=6,
                     ema_decay=.8, swa_every=2, swa_start=.8, checkpoint_seconds=0.)
 
+TIMED = TrainConfig(steps=10**6, max_seconds=1., batch_tokens=256, seq_len=32, accum=1, warmup_steps=0, schedule="frac", averaging="none")
+
+
+def travelling(**kw):
+    "A run that may go on with another number of ranks: eight micro-batches a step over all of them"
+    return TrainConfig(**dict(steps=12, batch_tokens=256, seq_len=32, warmup_steps=0, warmdown_iters=6, muon_momentum_steps=6, clip=.3, checkpoint_seconds=0.) | kw)
+
 
 def toy_dataset(folder, tokens=8000, shards=1, seed=0):
     "Tokens that mostly follow from the one before, with a document's start now and then; no tokenizer"

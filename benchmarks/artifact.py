@@ -1,0 +1,114 @@
+"""What the coders make of a trained model's codes, and what it takes to pack full-size models.
+
+    python -m benchmarks.artifact coders RUN [RUN ...]        # sizes beside the entropy, decoding speed, on finished runs
+    python -m benchmarks.artifact full [RECIPE ...]           # time, memory and the budget search at full size, initialised weights
+"""
+import argparse
+import lzma
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import brotli
+import numpy as np
+import torch
+
+from benchmarks.quantize import environment, save
+from pgolf.artifact import ans_decode, ans_encode, choose_spread, fit_budget, inspect, pack, unpack
+from pgolf.model import GPT
+from pgolf.quantize import Codes, Plan, collect_hessians, quantize_model
+from pgolf.recipes import get, names
+from pgolf.train import load_weights
+
+
+def byte_shuffle(raw, stride=2):
+    "The planes of PR 1992's packer: every second byte first"
+    a = np.frombuffer(raw, np.uint8)
+    return b''.join(a[i::stride].tobytes() for i in range(stride))
+
+
+def entropy_bytes(q):
+    "Bytes of a coder that knows the histogram of the tensor for free"
+    n = np.bincount(q.ravel().astype(int) + 128)
+    n = n[n > 0]
+    return float(-(n * np.log2(n / n.sum())).sum() / 8)
+
+
+GENERAL = {'brotli 11 + byte-shuffle': lambda raw: brotli.compress(byte_shuffle(raw), quality=11, lgwin=24),
+           'lzma 9': lambda raw: lzma.compress(raw, preset=9)}
+CODED = {'sigma 12.85 (SDClip), embedding sigma 20 at 8 bits': Plan(bank_clip='sigma 12.85', embed_clip='sigma 20'),
+         'max (int6 rows), embedding 8 bits': Plan()}
+
+
+def coders(runs):
+    "All coders on the same codes, tensor by tensor"
+    out = {}
+    for run in runs:
+        model = load_weights(Path(run) / 'weights.pt')
+        for label, plan in CODED.items():
+            state = {k: v.codes.numpy() for k, v in quantize_model(model, replace(plan, small=0)).items() if isinstance(v, Codes)}
+            state = {k: q.reshape((-1,) + q.shape[-2:]) for k, q in state.items() if k != 'q_gain'}
+            sizes = {k: {name: len(f(q.tobytes())) for name, f in GENERAL.items()} for k, q in state.items()}
+            seconds = 0.0
+            for k, q in state.items():
+                data = ans_encode(q, choose_spread(q))
+                t = time.process_time()
+                assert (ans_decode(data, q.shape) == q).all()
+                seconds += time.process_time() - t
+                sizes[k] |= {'ours': len(data), 'entropy of the histogram': round(entropy_bytes(q))}
+            total = {name: sum(s[name] for s in sizes.values()) for name in next(iter(sizes.values()))}
+            weights = sum(q.size for q in state.values())
+            whole = b''.join(q.tobytes() for q in state.values())
+            one = {name: len(f(whole)) for name, f in GENERAL.items()}  # all tensors in one stream, as the references pack
+            best = {name: min(total[name], one[name]) for name in GENERAL}
+            out.setdefault(Path(run).name, {'parameters': sum(p.numel() for p in model.parameters()), 'coded_weights': weights})[label] = {
+                'bytes': total, 'bytes_in_one_stream': one, 'bits_per_weight': {k: round(8 * v / weights, 4) for k, v in total.items()},
+                'ours_over': {k: round(total['ours'] / v, 4) for k, v in best.items()},
+                'ours_over_entropy': round(total['ours'] / total['entropy of the histogram'], 4),
+                'decoded_weights_per_cpu_second': round(weights / seconds), 'per_tensor': sizes}
+    return out
+
+
+def lively(name):
+    "A recipe's full-size model with every zero matrix filled: codes of an initialised model, not of a trained one"
+    torch.manual_seed(0)
+    model = GPT(get(name).model)
+    for p in model.parameters():
+        if p.ndim > 1 and not p.any(): p.data.normal_(0, 0.02)
+    return model
+
+
+def full(recipes):
+    "Pack each recipe's model under its own plan, then with the coder chosen by size, then fit it into 16,000,000 bytes with 100 KB of code"
+    out = {}
+    for name in recipes:
+        plan, model = get(name).quant, lively(name)
+        needs = 'gptq' in (plan.bank_method, plan.embed_method)
+        hessians = collect_hessians(model, [torch.randint(0, model.cfg.vocab, (1, 256)) for _ in range(4)]) if needs else None
+        record = {'parameters': sum(p.numel() for p in model.parameters()), 'plan': f"{plan.bank_method} {plan.bank_clip}, {plan.coder}"}
+        for label, p in (('faithful', plan), ('coder by size', replace(plan, coder='auto'))):
+            t, c = time.perf_counter(), time.process_time()
+            data = pack(model, p, hessians, meta={'recipe': name})
+            record[label] = {'bytes': len(data), 'seconds': round(time.perf_counter() - t, 1), 'cpu_seconds': round(time.process_time() - c, 1)}
+        t = time.process_time()
+        back = unpack(data)
+        record['unpack_cpu_seconds'] = round(time.process_time() - t, 2)
+        assert sum(p.numel() for p in back.parameters()) == record['parameters']
+        print(inspect(data))
+        t = time.process_time()
+        fit = fit_budget(model, replace(plan, coder='ans'), 16_000_000, hessians, spent=100_000)
+        print(fit)
+        record['search'] = {'cpu_seconds': round(time.process_time() - t, 1), 'bytes': len(fit.data), 'fits': fit.fits, 'steps': repr(fit).splitlines()}
+        record['peak_memory_GiB'] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        out[name] = record
+    return out
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=['coders', 'full'])
+    parser.add_argument('names', nargs='*')
+    a = parser.parse_args()
+    if a.what == 'coders': save('artifact_coders', coders(a.names) | {'environment': environment()})
+    else: save('artifact_full' + ''.join(f'_{n}' for n in a.names), full(a.names or [n for n in names() if n != 'tiny']) | {'environment': environment()})
