@@ -120,9 +120,10 @@ def blocked_sdpa(
     q, k, v = (F.pad(t[0], (0, 0, 0, 0, 0, N * M - T)).unflatten(0, (N, M)) for t in (q_BTHK, k_BTGK, v_BTGK))
     with_previous = lambda t, value: torch.cat((F.pad(t[:-1], (0, 0) * (t.dim() - 1) + (1, 0), value=value), t), 1)
     at = torch.arange(M, device=doc_T.device)
-    causal_M2M = torch.cat((at, at + M))[None] <= (at + M)[:, None]
-    mask = causal_M2M & (doc_NM[:, :, None] == with_previous(doc_NM, -2)[:, None])
-    k, v = with_previous(k, 0.0), with_previous(v, 0.0)
+    if N == 1: mask = (at <= at[:, None]) & (doc_NM[:, :, None] == doc_NM[:, None])
+    else:
+        mask = (torch.cat((at, at + M)) <= (at + M)[:, None]) & (doc_NM[:, :, None] == with_previous(doc_NM, -2)[:, None])
+        k, v = with_previous(k, 0.0), with_previous(v, 0.0)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=True)
     return y.transpose(1, 2).flatten(0, 1)[None, :T]
@@ -142,9 +143,11 @@ def banded_sdpa(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=(back >= 0) & (back < window), enable_gqa=True).transpose(1, 2)
 
 # %% ../nbs/03_attention.ipynb #2d64079e
+_LIBRARIES = {} # backend -> the module its kernel lives in, filled by `pick_backend` so that no import happens in a traced graph
+
 def _fa3(q, k, v, cu_seqlens, max_seqlen):
     "FlashAttention 3 (`flash_attn_interface`)"
-    fa = importlib.import_module("flash_attn_interface")
+    fa = _LIBRARIES["fa3"]
     if cu_seqlens is None: y = fa.flash_attn_func(q, k, v, causal=True)
     else: y = fa.flash_attn_varlen_func(q[0], k[0], v[0], cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
                                         max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen, causal=True)
@@ -153,7 +156,7 @@ def _fa3(q, k, v, cu_seqlens, max_seqlen):
 
 def _fa2(q, k, v, cu_seqlens, max_seqlen):
     "FlashAttention 2 (`flash_attn`)"
-    fa = importlib.import_module("flash_attn")
+    fa = _LIBRARIES["fa2"]
     if cu_seqlens is None: return fa.flash_attn_func(q, k, v, causal=True)
     return fa.flash_attn_varlen_func(q[0], k[0], v[0], cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
                                      max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen, causal=True)[None]
@@ -162,25 +165,23 @@ def _fa2(q, k, v, cu_seqlens, max_seqlen):
 def _torch_varlen(q, k, v, cu_seqlens, max_seqlen):
     "PyTorch's own varlen kernel for packed rows; dense rows by SDPA"
     if cu_seqlens is None: return causal_sdpa(q, k, v)
-    varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    return varlen_attn(q[0], k[0], v[0], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-                       window_size=(-1, 0), enable_gqa=q.shape[2] != k.shape[2])[None]
+    return _LIBRARIES["varlen"].varlen_attn(q[0], k[0], v[0], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+                                            window_size=(-1, 0), enable_gqa=q.shape[2] != k.shape[2])[None]
 
 def _flex(q, k, v, cu_seqlens, max_seqlen):
     "FlexAttention with a block mask of document numbers"
-    flex = importlib.import_module("torch.nn.attention.flex_attention")
-    T = q.shape[1]
+    flex, T = _LIBRARIES["flex"], q.shape[1]
     doc = None if cu_seqlens is None else torch.bucketize(torch.arange(T, device=q.device), cu_seqlens[1:], right=True)
     rule = lambda b, h, t, s: (t >= s) if doc is None else (t >= s) & (doc[t] == doc[s])
     mask = flex.create_block_mask(rule, None, None, T, T, device=q.device)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    kernel = flex.flex_attention if torch.compiler.is_compiling() or q.device.type == "cpu" else _compiled_flex()
+    kernel = flex.flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     return kernel(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
 
 @lru_cache
 def _compiled_flex():
     "FlexAttention's fused kernel exists only compiled"
-    return torch.compile(importlib.import_module("torch.nn.attention.flex_attention").flex_attention)
+    return torch.compile(_LIBRARIES["flex"].flex_attention)
 
 def _sdpa(q, k, v, cu_seqlens, max_seqlen):
     "PyTorch's scaled_dot_product_attention, any device"
@@ -190,6 +191,7 @@ def _sdpa(q, k, v, cu_seqlens, max_seqlen):
 
 # %% ../nbs/03_attention.ipynb #21f556ce
 ATTENTION_BACKENDS = {"fa3": _fa3, "fa2": _fa2, "varlen": _torch_varlen, "flex": _flex, "sdpa": _sdpa}
+_MODULES = {"fa3": "flash_attn_interface", "fa2": "flash_attn", "varlen": "torch.nn.attention.varlen", "flex": "torch.nn.attention.flex_attention"}
 
 @lru_cache
 def backend_missing(
@@ -203,10 +205,9 @@ def backend_missing(
     if dtype not in (torch.bfloat16, torch.float16): return f"it computes in bf16 or fp16, not {dtype}"
     major = torch.cuda.get_device_capability()[0]
     if major < (9 if name == "fa3" else 8): return f"it needs compute capability {9 if name == 'fa3' else 8}.0, this GPU has {major}.x"
-    module = {"fa3": "flash_attn_interface", "fa2": "flash_attn", "varlen": "torch.nn.attention.varlen"}[name]
-    try: found = importlib.util.find_spec(module) is not None
+    try: found = importlib.util.find_spec(_MODULES[name]) is not None
     except ModuleNotFoundError: found = False
-    return "" if found else f"the package `{module}` is not installed"
+    return "" if found else f"the package `{_MODULES[name]}` is not installed"
 
 # %% ../nbs/03_attention.ipynb #97a24127
 @torch.compiler.assume_constant_result # a graph is compiled for one machine
@@ -228,6 +229,7 @@ def _pick_backend(device:str, dtype:torch.dtype, packed:bool, forced:str|None)->
         raise ValueError(f"attention backend {forced!r} cannot run here: {why}; leave it unset to let pgolf choose")
     order = ("fa3", "fa2", "varlen", "flex", "sdpa") if packed else ("fa3", "fa2", "sdpa")
     name = forced or next(n for n in order if not backend_missing(n, device, dtype))
+    if name in _MODULES: _LIBRARIES[name] = importlib.import_module(_MODULES[name])
     logging.getLogger("pgolf").info("attention: %s on %s in %s%s", name, device, str(dtype)[6:], ", packed rows" if packed else "")
     return name
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend, banded_sdpa, blend_values, exclude_self, gate_heads, ntk_base, rope_tables, rotate
+from .attention import attend, banded_sdpa, blend_values, exclude_self, gate_heads, ntk_base, rope_tables, rotate, segments
 from .residual import attend_sources, layer_order, merge_lanes, mix_start, skip_partners, source_counts, take_skip
 
 # %% ../nbs/05_model.ipynb #debc23c4
@@ -71,7 +71,7 @@ class GPTConfig:
     embed_std:float=0.005     # of the token embedding at the start
 
     def __post_init__(self):
-        object.__setattr__(self, "value_embed_layers", tuple(self.value_embed_layers))
+        if isinstance(self.value_embed_layers, (list, tuple)): object.__setattr__(self, "value_embed_layers", tuple(self.value_embed_layers))
         _check_config(self)
 
     @property
@@ -96,8 +96,11 @@ def _check_config(c:GPTConfig):
         value = getattr(c, f.name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool and kind is not object):
             _refuse(f.name, value, f"of type {getattr(f.type, '__name__', f.type)}")
+        if isinstance(value, float) and not math.isfinite(value): _refuse(f.name, value, "a finite number")
     for name in ("vocab", "dim", "layers", "heads", "kv_heads"):
         if getattr(c, name) < 1: _refuse(name, getattr(c, name), "at least 1")
+    if not 0 <= c.bos < c.vocab: _refuse("bos", c.bos, f"a token, from 0 to {c.vocab - 1}")
+    if c.embed_std < 0: _refuse("embed_std", c.embed_std, "0 or more")
     if c.dim % c.heads: _refuse("heads", c.heads, f"a divisor of dim={c.dim}")
     if c.heads % c.kv_heads: _refuse("kv_heads", c.kv_heads, f"a divisor of heads={c.heads}")
     if c.rotary_dims % 2 or not 0 <= c.rotary_dims <= c.head_dim or (c.rope_train_len and c.rotary_dims == 2):
@@ -112,11 +115,13 @@ def _check_config(c:GPTConfig):
 def _check_depth(c:GPTConfig):
     "The rules that tie a config's fields to its layers and tables"
     if c.hidden < 1: _refuse("mlp_ratio", c.mlp_ratio, "large enough for a hidden width of at least 1")
-    if any(not 0 <= i < c.layers for i in c.value_embed_layers) or len(set(c.value_embed_layers)) < len(c.value_embed_layers):
+    named = c.value_embed_layers
+    if not isinstance(named, tuple) or any(type(i) is not int or not 0 <= i < c.layers for i in named) or len(set(named)) < len(named):
         _refuse("value_embed_layers", c.value_embed_layers, f"distinct layers from 0 to {c.layers - 1}")
     if c.loops < 0: _refuse("loops", c.loops, "0 (no recurrence) or more")
-    if c.loops and not 0 <= c.loop_start <= c.loop_end < c.layers:
-        _refuse("loop_end", c.loop_end, f"from loop_start={c.loop_start} to {c.layers - 1}, with loop_start at least 0")
+    if c.loops and not 0 <= c.loop_start < c.layers: _refuse("loop_start", c.loop_start, f"a layer from 0 to {c.layers - 1}")
+    if c.loops and not c.loop_start <= c.loop_end < c.layers:
+        _refuse("loop_end", c.loop_end, f"from loop_start={c.loop_start} to {c.layers - 1}")
     if c.parallel != "none" and not 0 <= c.parallel_from < c.layers:
         _refuse("parallel_from", c.parallel_from, f"a layer from 0 to {c.layers - 1}")
     if c.attn_res_blocks:
@@ -222,8 +227,9 @@ def init_tables(
     "The bigram and value-embedding tables with their projections"
     out, kv = {}, c.kv_heads * c.head_dim
     if c.bigram_buckets:
-        proj = nn.init.orthogonal_(torch.empty(c.dim, c.bigram_dim), generator=generator) / math.sqrt(2 * c.layers)
-        out |= {"bigram_table": torch.zeros(c.bigram_buckets, c.bigram_dim), "bigram_proj": proj}
+        out["bigram_table"] = torch.zeros(c.bigram_buckets, c.bigram_dim)
+        if c.bigram_dim != c.dim:
+            out["bigram_proj"] = nn.init.orthogonal_(torch.empty(c.dim, c.bigram_dim), generator=generator) / math.sqrt(2 * c.layers)
     if c.value_embed_layers:
         out["ve_table"] = torch.empty(c.vocab, c.value_embed_dim).normal_(0, 0.01, generator=generator)
         if c.value_embed_dim != kv: out["ve_proj"] = torch.zeros(kv, c.value_embed_dim)
@@ -236,7 +242,17 @@ class StreamCache:
         window:int, # tokens a query may read, itself included
     ):
         if window < 1: raise ValueError(f"StreamCache window is {window}: it must be at least 1")
-        self.window, self.kept, self.previous_id, self.previous_x = window, {}, None, None
+        self.window, self.kept, self.previous_id, self.previous_x, self.stream = window, {}, None, None, None
+
+    def claim(self,
+        rows:int,   # batch
+        order:tuple[int, ...], # layers as they run
+    ):
+        "Refuse to continue a stream of another batch size or another order of layers"
+        if self.stream not in (None, (rows, order)):
+            raise ValueError(f"this cache holds a stream of {self.stream[0]} rows through {len(self.stream[1])} layers, the call has {rows} and {len(order)}: "
+                             "use a new StreamCache")
+        self.stream = (rows, order)
 
     def extend(self,
         p:int,         # virtual position
@@ -246,7 +262,7 @@ class StreamCache:
         "Append a chunk; hand back all that its queries may read, forget what no later one can"
         if p in self.kept: k_BTGK, v_BTGK = (torch.cat(pair, 1) for pair in zip(self.kept[p], (k_BTGK, v_BTGK)))
         past = max(k_BTGK.shape[1] - self.window + 1, 0)
-        self.kept[p] = (k_BTGK[:, past:], v_BTGK[:, past:])
+        self.kept[p] = (k_BTGK[:, past:].detach(), v_BTGK[:, past:].detach())
         return k_BTGK, v_BTGK
 
     @property
@@ -280,7 +296,9 @@ class Pass:
     def adapt(self, y:Tensor, site:str, p:int, x:Tensor)->Tensor:
         "y plus what the adapter of this place makes of x"
         delta = self.adapters(site, p, x) if self.adapters is not None else None
-        return y if delta is None else y + delta.to(y.dtype)
+        if delta is None: return y
+        if delta.shape != y.shape: raise ValueError(f"the adapter of {site} at position {p} returned {tuple(delta.shape)}, expected {tuple(y.shape)}")
+        return y + delta.to(y.dtype)
 
 # %% ../nbs/05_model.ipynb #94fd5657
 def norm(x:Tensor)->Tensor:
@@ -300,6 +318,23 @@ def _document_starts(ids_BT:Tensor, cu_seqlens:Tensor|None)->Tensor|None:
     return starts.index_fill(0, cu_seqlens.long(), True)[None, :-1]
 
 # %% ../nbs/05_model.ipynb #e512c207
+def _checked_row(c:GPTConfig, ids:Tensor, cu_seqlens:Tensor|None, max_seqlen:int, cache)->int: # the longest document allowed
+    "Refuse input the forward would misread; what costs a wait for the device is looked at on a CPU only"
+    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32) or not ids.numel():
+        raise ValueError(f"token ids must be [batch, time] of int64 or int32, at least one: got {ids.dtype} {tuple(ids.shape)}")
+    look = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if look and (ids.min() < 0 or ids.max() >= c.vocab):
+        raise ValueError(f"token ids run from {ids.min()} to {ids.max()}, this model has {c.vocab} pieces: is the data of another tokenizer?")
+    if cu_seqlens is None: return 0
+    if len(ids) != 1 or cache is not None: raise ValueError(f"packed rows come one at a time and without a cache: the batch is {len(ids)}")
+    if torch.compiler.is_compiling():
+        if not max_seqlen: raise ValueError("a compiled graph cannot look for the longest packed document: pass max_seqlen")
+        return max_seqlen
+    longest = max(b - a for a, b in segments(cu_seqlens, ids.shape[1])) if look or not max_seqlen else 0
+    if max_seqlen and longest > max_seqlen: raise ValueError(f"a packed document has {longest} tokens, more than max_seqlen={max_seqlen}")
+    return max_seqlen or longest
+
+# %% ../nbs/05_model.ipynb #c4a0d447
 def _embed_tokens(m, ids_BT:Tensor, cu_seqlens:Tensor|None, cache:StreamCache|None, dtype:torch.dtype)->Tensor:
     "Token embedding, plus hashed bigrams, normed, smeared: the stream at its start"
     c, starts = m.cfg, _document_starts(ids_BT, cu_seqlens)
@@ -308,13 +343,14 @@ def _embed_tokens(m, ids_BT:Tensor, cu_seqlens:Tensor|None, cache:StreamCache|No
         before = _shift(ids_BT, -1, None if cache is None else cache.previous_id)
         if starts is not None: before = before.masked_fill(starts, -1)
         pair = F.embedding(bigram_rows(ids_BT, before, c.bigram_buckets), m.bigram_table).to(dtype)
-        x = x + m.bigram_scale.to(dtype) * F.linear(pair, m.bigram_proj.to(dtype))
+        if c.bigram_dim != c.dim: pair = F.linear(pair, m.bigram_proj.to(dtype))
+        x = x + m.bigram_scale.to(dtype) * pair
     x = normed = norm(x)
     if c.smear:
         before = _shift(x, 0.0, None if cache is None else cache.previous_x)
         if starts is not None: before = before.masked_fill(starts[..., None], 0.0)
         x = smear(x, before, m.smear_gate, ids_BT == c.bos if c.smear_reset else None)
-    if cache is not None: cache.previous_id, cache.previous_x = ids_BT[:, -1:], normed[:, -1:]
+    if cache is not None: cache.previous_id, cache.previous_x = ids_BT[:, -1:], normed[:, -1:].detach()
     return x
 
 # %% ../nbs/05_model.ipynb #b14a2adb
@@ -326,24 +362,23 @@ def _value_embedding(m, ids_BT:Tensor, dtype:torch.dtype)->Tensor|None:
     return m.ve_scale.to(dtype) * ve
 
 # %% ../nbs/05_model.ipynb #4e05b08e
-def _begin(m, ids_BT:Tensor, cu_seqlens:Tensor|None, through:Callable|None, cache:StreamCache|None)->Pass:
+def _begin(m, ids_BT:Tensor, cu_seqlens:Tensor|None, max_seqlen:int, through:Callable|None, cache:StreamCache|None)->Pass:
     "Banks in the compute dtype, the embedding side and rotary tables: what every layer of this call shares"
     c, device = m.cfg, ids_BT.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else m.embed.dtype
     # one unbind a bank: its backward stacks the layers' gradients once; bank[i] would fill a bank of zeros per layer
     banks = {name: (bank if through is None else through(name, bank)).to(dtype).unbind() for name, bank in m.banks.items()}
-    reach, past = (ids_BT.shape[1], 0) if cache is None else (cache.window, cache.past)
-    train_len = 0 if cu_seqlens is not None else c.rope_train_len # packed documents are never longer than trained
-    base = ntk_base(reach, c.rotary_dims, c.rope_base, train_len)
+    reach, past = (max_seqlen or ids_BT.shape[1], 0) if cache is None else (cache.window, cache.past)
+    base = ntk_base(reach, c.rotary_dims, c.rope_base, c.rope_train_len)
     cos, sin = rope_tables(past + ids_BT.shape[1], c.rotary_dims, base, device)
     return Pass(banks, _embed_tokens(m, ids_BT, cu_seqlens, cache, dtype), cos, sin,
-                ve=_value_embedding(m, ids_BT, dtype), cu_seqlens=cu_seqlens, cache=cache)
+                ve=_value_embedding(m, ids_BT, dtype), cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, cache=cache)
 
 # %% ../nbs/05_model.ipynb #1b45d643
 def _queries(m, run:Pass, p:int, i:int, x_BTD:Tensor)->tuple[Tensor, Tensor|None]:
     "Normed queries [B, T, H, K] of layer i, and the gate before its sigmoid where it has one"
-    c, q = m.cfg, F.linear(x_BTD, run.banks["q"][i])
-    q, gate = q.split((c.dim, c.q_rows - c.dim), -1)
+    c = m.cfg
+    q, gate = F.linear(x_BTD, run.banks["q"][i]).split((c.dim, c.q_rows - c.dim), -1) # queries first, then gate rows
     if c.gate == "linear": gate = F.linear(x_BTD, m.gate_w[i].to(x_BTD.dtype), m.gate_b[i].to(x_BTD.dtype))
     q = norm(run.adapt(q, "q", p, x_BTD).unflatten(-1, (c.heads, -1)))
     return q, (gate if c.gate != "none" else None)
@@ -486,14 +521,14 @@ class GPT(nn.Module):
         through:Callable|None=None,    # (name, bank) -> bank, e.g. fake quantisation
         cache:StreamCache|None=None,   # continue a stream
         tap:Callable|None=None,        # (name, tensor), called with intermediates
-        max_seqlen:int=0,              # no packed document is longer; 0 = the row
+        max_seqlen:int=0,              # no packed document is longer; 0 = look (a compiled graph cannot, and must be told)
     )->Tensor:                         # [B, T, V] fp32 logits within +-softcap
         "Logits of the next token at every position"
-        if cache is not None and cu_seqlens is not None: raise ValueError("a stream cache continues one row; it cannot go with cu_seqlens")
-        run = _begin(self, ids_BT, cu_seqlens, through, cache)
-        run.adapters, run.tap, run.max_seqlen, run.backend = adapters, tap, max_seqlen, self.backend
+        order, max_seqlen = self.order(recurrent), _checked_row(self.cfg, ids_BT, cu_seqlens, max_seqlen, cache)
+        if cache is not None: cache.claim(len(ids_BT), order)
+        run = _begin(self, ids_BT, cu_seqlens, max_seqlen, through, cache)
+        run.adapters, run.tap, run.backend = adapters, tap, self.backend
         run.see("x0", run.x0)
-        order = self.order(recurrent)
         return _head(self, run, len(order), _stack(self, run, order))
 
 # %% ../nbs/05_model.ipynb #bc5e7e19

@@ -67,7 +67,7 @@ ROWS = dict(bank_clip="max", control="fp32")
 GPTQ = dict(bank_method="gptq", bank_clip="sigma 12.85", embed_method="gptq", control="fp16", coder="brotli")
 
 # %% ../nbs/13_recipes.ipynb #290127c5
-def _pr1232(**more)->Recipe:
+def _pr1232()->Recipe:
     "PR 1232: what a token sees of its past, everywhere"
     return Recipe("pr1232", "PR 1232: BigramHash, SmearGate, value residual, gated attention, XSA; one A100",
         GPTConfig(**SP1024, bigram_buckets=4096, smear=True, value_residual=True, gate="linear"),
