@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from .artifact import inspect, pack, unpack, write_artifact
+from .artifact import fit_budget, inspect, unpack, write_artifact
 from .data import Dataset, build_dataset, embedded_dataset, folder_documents, make_loader, open_dataset
 from .evaluate import EvalConfig, Score, evaluate
 from .model import ConfigError, GPT, GPTConfig
@@ -116,10 +116,10 @@ def _tiny()->Recipe:
     return Recipe("tiny", "The sp1024 stack, small enough for two CPU cores, on the embedded corpus",
         GPTConfig(vocab=1024, dim=192, layers=5, heads=4, kv_heads=2, rotary_dims=16, bigram_buckets=2048, bigram_dim=64, smear=True, smear_reset=True,
                   value_residual=True),
-        TrainConfig(steps=700, batch_tokens=2048, seq_len=1024, accum=1, warmup_steps=0, schedule="frac", warmdown_frac=0.6, muon_lr=0.03, muon_momentum=0.95,
+        TrainConfig(steps=700, batch_tokens=2112, seq_len=704, accum=1, warmup_steps=0, schedule="frac", warmdown_frac=0.6, muon_lr=0.03, muon_momentum=0.95,
                     muon_momentum_start=0.85, muon_momentum_steps=100, muon_wd=0.0, embed_lr=0.05, embed_wd=0.0, scalar_lr=0.02, scalar_wd=0.0, clip=1.0,
                     ema_decay=0.99, order="shuffled", checkpoint_seconds=60.0),
-        Plan(), EvalConfig(seq_len=1024, stride=64))
+        Plan(bank_method="gptq", bank_clip="max"), EvalConfig(seq_len=704, stride=64), calibration=8)
 
 # %% ../nbs/13_recipes.ipynb #826b6a96
 RECIPES = {"tiny": _tiny, "pr761": _pr761, "pr1232": _pr1232, "pr1696": _pr1696, "pr1536": _pr1536, "pr1992": _pr1992}
@@ -207,17 +207,19 @@ def calibration_batches(
 def pack_run(
     run:str|Path,    # has recipe.json and weights.pt
     dataset:Dataset, # calibration reads its training part
+    limit:int=16_000_000, # bytes; a plan that does not fit is changed by the least damaging lever
 )->Path:             # model.pgolf
-    "Quantise and pack a trained run: weights.pt -> model.pgolf, and its byte ledger in pack.json"
+    "Quantise and pack a trained run: weights.pt -> model.pgolf, and its byte ledger and the search for room in pack.json"
     run, recipe, model = Path(run), read_recipe(run), load_weights(Path(run)/"weights.pt")
     needs = "gptq" in (recipe.quant.bank_method, recipe.quant.embed_method, recipe.quant.table_method)
     with torch.no_grad(): hessians = collect_hessians(model, calibration_batches(recipe, dataset)) if needs else None
     meta = {k: v for k, v in asdict(recipe).items() if k not in ("title", "model", "quant", "reported")}
-    data = pack(model, recipe.quant, hessians, meta={"recipe": meta})
-    write_artifact(run/"model.pgolf", data)
-    ledger = inspect(data)
+    fit = fit_budget(model, recipe.quant, limit, hessians, {"recipe": meta})
+    if not fit.fits: raise ConfigError(f"{run.name}: no change of its plan brings the artifact under {limit:,} bytes; nothing was written\n{fit}")
+    write_artifact(run/"model.pgolf", fit.data)
+    data, ledger = fit.data, inspect(fit.data)
     parts = {f"{b['name']} ({b['coder']})": b["bytes"] for b in ledger["blobs"]} | {"header": ledger["header"]}
-    write_atomic(run/"pack.json", json.dumps({"bytes": len(data), "parts": parts, "blobs": ledger["blobs"]}, indent=1).encode())
+    write_atomic(run/"pack.json", json.dumps({"bytes": len(data), "parts": parts, "blobs": ledger["blobs"], "search": str(fit).splitlines()}, indent=1).encode())
     return run/"model.pgolf"
 
 # %% ../nbs/13_recipes.ipynb #39bbddd4
