@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.quantize import environment, save
-from pgolf.artifact import ans_decode, ans_encode, choose_spread, fit_budget, inspect, pack, unpack
+from pgolf.artifact import ans_decode, ans_encode, choose_spread, fit_budget, inspect, pack_state, unpack
 from pgolf.model import GPT
 from pgolf.quantize import Codes, Plan, collect_hessians, quantize_model
 from pgolf.recipes import get, names
@@ -79,30 +79,31 @@ def lively(name):
     return model
 
 
-def full(recipes):
-    "Pack each recipe's model under its own plan, then with the coder chosen by size, then fit it into 16,000,000 bytes with 100 KB of code"
-    out = {}
-    for name in recipes:
-        plan, model = get(name).quant, lively(name)
-        needs = 'gptq' in (plan.bank_method, plan.embed_method)
-        hessians = collect_hessians(model, [torch.randint(0, model.cfg.vocab, (1, 256)) for _ in range(4)]) if needs else None
-        record = {'parameters': sum(p.numel() for p in model.parameters()), 'plan': f"{plan.bank_method} {plan.bank_clip}, {plan.coder}"}
-        for label, p in (('faithful', plan), ('coder by size', replace(plan, coder='auto'))):
-            t, c = time.perf_counter(), time.process_time()
-            data = pack(model, p, hessians, meta={'recipe': name})
-            record[label] = {'bytes': len(data), 'seconds': round(time.perf_counter() - t, 1), 'cpu_seconds': round(time.process_time() - c, 1)}
-        t = time.process_time()
-        back = unpack(data)
-        record['unpack_cpu_seconds'] = round(time.process_time() - t, 2)
-        assert sum(p.numel() for p in back.parameters()) == record['parameters']
-        print(inspect(data))
-        t = time.process_time()
-        fit = fit_budget(model, replace(plan, coder='ans'), 16_000_000, hessians, spent=100_000)
-        print(fit)
-        record['search'] = {'cpu_seconds': round(time.process_time() - t, 1), 'bytes': len(fit.data), 'fits': fit.fits, 'steps': repr(fit).splitlines()}
-        record['peak_memory_GiB'] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-        out[name] = record
-    return out
+def full(name):
+    "Quantise and pack one recipe's model, then fit it into 16,000,000 bytes less 100 KB of code"
+    plan, model = get(name).quant, lively(name)
+    needs, spent = 'gptq' in (plan.bank_method, plan.embed_method), time.process_time
+    hessians = collect_hessians(model, [torch.randint(0, model.cfg.vocab, (1, 256)) for _ in range(4)]) if needs else None
+    record = {'weights': 'initialised, zero matrices drawn from N(0, 0.02); not trained', 'parameters': sum(p.numel() for p in model.parameters()),
+              'plan': f"banks {plan.bank_method} {plan.bank_bits} bits {plan.bank_clip}, embedding {plan.embed_bits} bits {plan.embed_clip}"}
+    t = spent()
+    state = quantize_model(model, plan, hessians)
+    record['quantise_cpu_seconds'] = round(spent() - t, 1)
+    for coder in dict.fromkeys((plan.coder, 'auto')):
+        t = spent()
+        data = pack_state(model.cfg, state, coder)
+        record[f'coder {coder}'] = {'bytes': len(data), 'cpu_seconds': round(spent() - t, 1)}
+    t = spent()
+    back = unpack(data)
+    record['unpack_cpu_seconds'] = round(spent() - t, 2)
+    assert sum(p.numel() for p in back.parameters()) == record['parameters']
+    record['ledger'] = repr(inspect(data)).splitlines()
+    del state, back, data
+    t = spent()
+    fit = fit_budget(model, replace(plan, coder='ans'), 16_000_000, hessians, spent=100_000)
+    record['search'] = {'cpu_seconds': round(spent() - t, 1), 'bytes': len(fit.data), 'fits': fit.fits, 'steps': repr(fit).splitlines()}
+    record['peak_memory_GiB'] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return record
 
 
 if __name__ == '__main__':
@@ -111,4 +112,5 @@ if __name__ == '__main__':
     parser.add_argument('names', nargs='*')
     a = parser.parse_args()
     if a.what == 'coders': save('artifact_coders', coders(a.names) | {'environment': environment()})
-    else: save('artifact_full' + ''.join(f'_{n}' for n in a.names), full(a.names or [n for n in names() if n != 'tiny']) | {'environment': environment()})
+    else:
+        for name in a.names or [n for n in names() if n.startswith('pr')]: save(f'artifact_full_{name}', full(name) | {'environment': environment()})

@@ -7,6 +7,7 @@ __all__ = ['UNUSED_UPSTREAM', 'lineage', 'reference_config', 'reference_names', 
            'load_checkpoint']
 
 # %% ../nbs/14_upstream.ipynb #3b458668
+import re
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def lineage(
     settings:dict,  # the reference's hyper-parameters, lower-case names
 )->str:             # "modules" (PR 761, 1232), "modules8192" (1992), "banks" (1696) or "banks8192" (1536)
     "Which of the reference scripts these hyper-parameters belong to"
+    if "hparams" in settings: raise ConfigError("these settings hold the hyper-parameters under 'hparams': pass that part")
     if "attn_res_enabled" in settings: return "banks"
     if "parallel_start_layer" in settings: return "banks8192"
     if "parallel_residual_start" in settings: return "modules8192"
@@ -30,31 +32,51 @@ def lineage(
                       "parallel_start_layer (1536), parallel_residual_start (1992), bigram_vocab_size (761, 1232)")
 
 # %% ../nbs/14_upstream.ipynb #b70c8f8f
+def _need(s:dict, name:str):
+    "A setting that must be there"
+    if name not in s: raise ConfigError(f"reference settings lack {name}")
+    return s[name]
+
+def _flag(s:dict, name:str, default:bool=False)->bool:
+    "A switch, as true/false or 0/1"
+    value = s.get(name, default)
+    if value not in (True, False): raise ConfigError(f"reference setting {name}={value!r}: it must be true or false")
+    return bool(value)
+
+def _layer_list(value)->tuple[int, ...]:
+    "Layers as the scripts write them, \"9,10\", or as a list"
+    try: return tuple(int(i) for i in (value.split(",") if isinstance(value, str) else value) if str(i).strip())
+    except (TypeError, ValueError): raise ConfigError(f"reference setting ve_layers={value!r}: it must look like '9,10'") from None
+
+# %% ../nbs/14_upstream.ipynb #6d66ece4
 def _common_settings(s:dict)->dict:
     "Fields that all five scripts name alike"
     same = dict(vocab="vocab_size", dim="model_dim", layers="num_layers", heads="num_heads", kv_heads="num_kv_heads", mlp_ratio="mlp_mult",
                 rotary_dims="rope_dims", rope_base="rope_base", qk_gain="qk_gain_init", ln_scale="ln_scale", softcap="logit_softcap",
                 embed_std="tied_embed_init_std")
-    if missing := [name for name in same.values() if name not in s]: raise ConfigError(f"reference settings lack {', '.join(missing)}")
-    return {ours: s[theirs] for ours, theirs in same.items()} | {"xsa": s.get("xsa_last_n", 0) > 0, "xsa_last": min(s.get("xsa_last_n", 0), s["num_layers"])}
+    out = {ours: _need(s, theirs) for ours, theirs in same.items()} | {"ln_scale": _flag(s, "ln_scale")}
+    out["rotary_dims"] = out["rotary_dims"] or out["dim"] // out["heads"] # upstream, 0 means all of the head
+    return out | {"xsa": s.get("xsa_last_n", 0) > 0, "xsa_last": min(s.get("xsa_last_n", 0), out["layers"])}
 
 def _sp1024_settings(s:dict)->dict:
     "Fields of the PR 761, 1232 and 1696 scripts"
     out = dict(rope_train_len=1024, bigram_buckets=s.get("bigram_vocab_size", 0), bigram_dim=s.get("bigram_dim", 128),
-               smear=s.get("smear_enabled", True), value_residual=s.get("value_residual", False), gate="linear" if s.get("gated_attention") else "none",
-               flow=s.get("flow_enabled", False), flow_latent=s.get("flow_latent_dim", 64), flow_hidden=s.get("flow_hidden_dim", 256))
-    if s.get("ve_enabled"): out |= dict(value_embed_dim=s["ve_dim"], value_embed_layers=tuple(int(i) for i in str(s["ve_layers"]).split(",")))
-    if s.get("attn_res_enabled"):
-        out |= dict(attn_res_blocks=s["attn_res_num_blocks"], attn_res_mix=s["attn_res_mix"], attn_res_temp=s["attn_res_temperature"])
+               smear=_flag(s, "smear_enabled", True), value_residual=_flag(s, "value_residual"), gate="linear" if _flag(s, "gated_attention") else "none",
+               flow=_flag(s, "flow_enabled"), flow_latent=s.get("flow_latent_dim", 64), flow_hidden=s.get("flow_hidden_dim", 256))
+    if _flag(s, "ve_enabled"): out |= dict(value_embed_dim=_need(s, "ve_dim"), value_embed_layers=_layer_list(_need(s, "ve_layers")))
+    if _flag(s, "attn_res_enabled"):
+        names = dict(attn_res_blocks="attn_res_num_blocks", attn_res_mix="attn_res_mix", attn_res_temp="attn_res_temperature")
+        out |= {ours: _need(s, theirs) for ours, theirs in names.items()}
     return out
 
 def _sp8192_settings(s:dict)->dict:
     "Fields of the PR 1536 and 1992 scripts"
-    lanes = "parallel_start_layer" in s
+    lanes, gate = "parallel_start_layer" in s, s.get("gated_attn") or "none"
     start = s["parallel_start_layer" if lanes else "parallel_residual_start"]
-    parallel = dict(parallel="lanes" if lanes else "gptj", parallel_from=start) if 0 <= start < s["num_layers"] else {}
-    return dict(rope_train_len=0 if lanes else s["train_seq_len"], skips="gated" if s.get("skip_gates_enabled") else "plain",
-                gate=s.get("gated_attn") or "none", loop_start=s["loop_start"], loop_end=s["loop_end"], loops=s["num_loops"], **parallel)
+    on = (0 < start if lanes else 0 <= start) and start < _need(s, "num_layers") # PR 1536 reads 0 as off
+    return dict(rope_train_len=0 if lanes else _need(s, "train_seq_len"), skips="gated" if _flag(s, "skip_gates_enabled") else "plain",
+                gate="none" if gate in ("off", "0") else gate, loop_start=_need(s, "loop_start"), loop_end=_need(s, "loop_end"), loops=_need(s, "num_loops"),
+                **(dict(parallel="lanes" if lanes else "gptj", parallel_from=start) if on else {}))
 
 # %% ../nbs/14_upstream.ipynb #8d024f29
 def reference_config(
@@ -116,10 +138,12 @@ def load_reference(
     model = GPT(reference_config(settings), backend=backend)
     model.reference_banked = lineage(settings).startswith("banks")
     names, ours = reference_names(model, model.reference_banked), dict(model.named_parameters())
-    state = {name.removeprefix("_orig_mod.").removeprefix("module."): value for name, value in state.items()}
+    state = {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in state.items()}
+    if model.cfg.parallel == "none" and "lane_merge" in state: model.reference_idle = {"lane_merge": state.pop("lane_merge").clone()}
     if missing := sorted(names.keys() - state.keys()): raise ConfigError(f"reference state lacks {missing[:5]}: do the settings belong to this checkpoint?")
     if extra := sorted(state.keys() - names.keys()): raise ConfigError(f"reference state holds {extra[:5]}, which these settings do not use")
     for theirs, places in names.items():
+        if not state[theirs].is_floating_point(): raise ConfigError(f"reference tensor {theirs} is {state[theirs].dtype}: a checkpoint of weights is needed, not of codes")
         have, want = tuple(state[theirs].shape), tuple(_read_places(ours, places).shape)
         if have != want: raise ConfigError(f"reference tensor {theirs} is {have}, these settings need {want}")
         _write_places(ours, places, state[theirs])
@@ -144,8 +168,11 @@ def to_reference(
     if banked is None:
         c = model.cfg
         banked = getattr(model, "reference_banked", c.parallel == "lanes" or bool(c.attn_res_blocks) or bool(c.value_embed_layers))
-    ours = {name: p.detach() for name, p in model.named_parameters()}
-    return {theirs: _read_places(ours, places).clone() for theirs, places in reference_names(model, banked).items()}
+    ours, names = {name: p.detach() for name, p in model.named_parameters()}, reference_names(model, banked)
+    if lost := sorted(ours.keys() - {n for places in names.values() for n, _ in places}):
+        raise ConfigError(f"no reference script has {', '.join(lost)}: this model cannot be written for one")
+    if banked and model.cfg.q_rows != model.cfg.dim: raise ConfigError(f"the banked scripts have no {model.cfg.gate} gate: this model cannot be written for one")
+    return {theirs: _read_places(ours, places).clone() for theirs, places in names.items()} | getattr(model, "reference_idle", {})
 
 # %% ../nbs/14_upstream.ipynb #7a441752
 def load_checkpoint(

@@ -1,9 +1,12 @@
 "Properties of the model over its whole configuration space, and what compiled graphs and streams must keep"
 import math
+import sys
+import types
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,13 +67,21 @@ def test_causal(cfg, t, recurrent):
 @quick
 @given(configs(), st.lists(st.integers(0, 7), min_size=1, max_size=5).filter(any))
 def test_packed_rows_equal_separate_documents(cfg, lengths):
-    cfg = replace(cfg, rope_train_len=0 if cfg.rope_train_len == 8 else cfg.rope_train_len)
     model, ids = lively(cfg), tokens(sum(lengths))
     cu = torch.tensor([0, *lengths]).cumsum(0).int()
     with torch.no_grad():
         packed = model(ids, cu_seqlens=cu)
         alone = torch.cat([model(part) for part in ids.split(lengths, 1) if part.numel()], 1)
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+@quick
+@given(configs())
+def test_one_packed_document_is_a_dense_row(cfg):
+    "Also when the row is longer than the rotary was trained for: one rule for both"
+    model, ids = lively(replace(cfg, rope_train_len=8)), tokens(20)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids, cu_seqlens=torch.tensor([0, 20], dtype=torch.int32)), model(ids), atol=1e-4, rtol=1e-4)
 
 
 @quick
@@ -114,13 +125,13 @@ def test_state_round_trip_and_config_as_json(cfg):
 @quick
 @given(configs())
 def test_bf16_is_near_fp32(cfg):
-    model, ids, targets = GPT(replace(cfg, qk_gain=1.5), torch.Generator().manual_seed(3)), tokens(24, rows=2), tokens(24, rows=2, seed=4)
+    model, ids, targets = lively(replace(cfg, qk_gain=1.5), seed=3), tokens(24, rows=2), tokens(24, rows=2, seed=4)
     with torch.no_grad():
         exact = token_loss(model(ids), targets)
         with torch.autocast("cpu", torch.bfloat16):
             rough = model(ids)
     assert rough.dtype == torch.float32
-    assert (token_loss(rough, targets) - exact).abs().mean() < 0.05
+    assert (token_loss(rough, targets) - exact).abs().mean() < 0.15
 
 
 @quick
@@ -159,23 +170,91 @@ def test_adapters_of_nothing_change_nothing_and_every_site_is_asked(cfg):
 def test_compiles_whole_and_once(extra):
     "fullgraph, recurrence off and on, packed rows with a different number of documents each step"
     cfg = GPTConfig(vocab=VOCAB, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8, **extra)
-    model, graphs = lively(cfg), []
-
-    def count(gm, inputs):
-        graphs.append(gm)
-        return gm.forward
-
+    model = lively(cfg)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend=count, fullgraph=True)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
     packed = cfg.parallel == "lanes"
     for step, cuts in enumerate([(5,), (3, 9), (2, 2, 7, 11), (1, 4, 8), (6, 7, 9, 10, 13)] if packed else range(4)):
         ids = tokens(16, seed=step, rows=1 if packed else 2)
         cu = torch.tensor([0, *cuts, 16], dtype=torch.int32) if packed else None
         for recurrent in (False, True) if cfg.loops else (None,):
-            with torch.no_grad():
-                args = dict(cu_seqlens=cu, recurrent=recurrent, max_seqlen=16 if packed else 0)
-                torch.testing.assert_close(compiled(ids, **args), model(ids, **args), atol=1e-4, rtol=1e-4)
-    assert len(graphs) <= (2 if cfg.loops else 1) * (2 if packed else 1)
+            args, results = dict(cu_seqlens=cu, recurrent=recurrent, max_seqlen=16 if packed else 0), []
+            for run in (compiled, model):
+                model.zero_grad()
+                loss = token_loss(run(ids, **args), ids.flip(1)).mean()
+                loss.backward()
+                results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+            torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-3)
+    assert counter.frame_count <= (2 if cfg.loops else 1) * (2 if packed else 1)
+
+
+@pytest.mark.parametrize("name", ["fa2", "fa3"])
+def test_flash_attention_is_called_as_it_wants_and_compiles(monkeypatch, name):
+    "A stand-in with the real calling convention, keywords after q, k, v; in a whole graph no module is imported"
+    from pgolf import attention
+
+    def dense(q, k, v, *, causal):
+        assert causal and q.shape[1:2] == k.shape[1:2]
+        return attention.causal_sdpa(q, k, v)
+
+    def packed(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal):
+        assert causal and q.dim() == 3 and cu_seqlens_q is cu_seqlens_k and max_seqlen_q == max_seqlen_k
+        y = attention.blocked_sdpa(q[None], k[None], v[None], cu_seqlens_q, max_seqlen_q)[0]
+        return (y, None) if name == "fa3" else y
+
+    stub = types.ModuleType("stub")
+    stub.flash_attn_func, stub.flash_attn_varlen_func = dense, packed
+    monkeypatch.setitem(sys.modules, {"fa2": "flash_attn", "fa3": "flash_attn_interface"}[name], stub)
+    monkeypatch.setattr(attention, "backend_missing", lambda *a: "")
+    attention._pick_backend.cache_clear()
+    torch._dynamo.reset()
+    model, ids = lively(GPTConfig(vocab=VOCAB, dim=32, layers=2, heads=4, kv_heads=2, rotary_dims=8)), tokens(16)
+    model.backend, forced = "sdpa", GPT(model.cfg, backend=name)
+    forced.load_state_dict(model.state_dict())
+    compiled = torch.compile(forced, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for cu in (None, torch.tensor([0, 5, 9, 16], dtype=torch.int32)):
+            args = {} if cu is None else dict(cu_seqlens=cu, max_seqlen=8)
+            want = model(ids, **args)
+            torch.testing.assert_close(forced(ids, **args), want, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(compiled(ids, **args), want, atol=1e-5, rtol=1e-5)
+    attention._pick_backend.cache_clear()
+
+
+def test_an_adapter_is_the_same_as_changing_the_weight():
+    model, ids = lively(GPTConfig(vocab=VOCAB, dim=32, layers=2, heads=4, kv_heads=2, rotary_dims=8)), tokens(9)
+    delta = torch.randn(32, 32, generator=torch.Generator().manual_seed(5)) * 0.1
+    with torch.no_grad():
+        adapted = model(ids, adapters=lambda site, p, x: x @ delta.T if (site, p) == ("q", 1) else None)
+        model.banks["q"][1] += delta
+        torch.testing.assert_close(adapted, model(ids), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="adapter of o at position 0 returned .*expected"):
+        model(ids, adapters=lambda site, p, x: torch.ones(1) if site == "o" else None)
+
+
+@pytest.mark.parametrize("ids, more, words", [
+    (torch.tensor([[1, VOCAB]]), {}, "40 pieces"), (torch.tensor([[-1, 2]]), {}, "run from -1"), (torch.tensor([1, 2]), {}, "batch, time"),
+    (torch.zeros(1, 0, dtype=torch.int64), {}, "at least one"), (torch.ones(1, 3), {}, "int64"),
+    (torch.ones(2, 4, dtype=torch.int64), dict(cu_seqlens=torch.tensor([0, 4])), "one at a time"),
+    (torch.ones(1, 4, dtype=torch.int64), dict(cu_seqlens=torch.tensor([0, 2, 7])), "rise from 0"),
+    (torch.ones(1, 4, dtype=torch.int64), dict(cu_seqlens=torch.tensor([0, 1, 4]), max_seqlen=2), "more than max_seqlen"),
+    (torch.ones(1, 4, dtype=torch.int64), dict(cu_seqlens=torch.tensor([0, 4]), cache=StreamCache(4)), "without a cache"),
+])
+def test_bad_input_gets_a_sentence(ids, more, words):
+    model = GPT(GPTConfig(vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, rotary_dims=4))
+    with pytest.raises(ValueError, match=words):
+        model(ids, **more)
+
+
+def test_a_cache_refuses_another_stream():
+    model = GPT(GPTConfig(vocab=VOCAB, dim=16, layers=3, heads=2, kv_heads=1, rotary_dims=4, loop_start=1, loop_end=1, loops=1))
+    cache = StreamCache(8)
+    model(tokens(4), cache=cache, recurrent=True)
+    assert not any(t.requires_grad for pair in cache.kept.values() for t in pair)
+    for ids, recurrent in ((tokens(4), False), (tokens(4, rows=2), True)):
+        with pytest.raises(ValueError, match="use a new StreamCache"):
+            model(ids, cache=cache, recurrent=recurrent)
 
 
 def test_attention_makes_no_square_of_the_row():
