@@ -436,7 +436,8 @@ class Score:
 
     def save_positions(self, path):
         "Loss and bytes of each target, and where documents lie, as a compressed npz"
-        np.savez_compressed(path, nats=self.nats, bytes=self.nbytes, documents=self.documents)
+        np.savez_compressed(buffer := io.BytesIO(), nats=self.nats, bytes=self.nbytes, documents=self.documents)
+        write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/10_evaluate.ipynb #0113f350
 def packed_logits(
