@@ -88,7 +88,7 @@ if __name__ == "__main__" and Path(sys.argv[0]).name == "launch.py": # python -m
     sys.exit(supervise(sys.argv[1], sys.argv[3:], float(sys.argv[2])))
 
 # %% ../nbs/17_launch.ipynb #a17d1d76
-WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+WAIT = {"GOMP_SPINCOUNT": "10000"}
 
 # %% ../nbs/17_launch.ipynb #85085541
 def start_command(
