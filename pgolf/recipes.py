@@ -116,7 +116,7 @@ def _tiny()->Recipe:
     return Recipe("tiny", "The sp1024 stack, small enough for two CPU cores, on the embedded corpus",
         GPTConfig(vocab=1024, dim=192, layers=5, heads=3, kv_heads=1, rotary_dims=16, bigram_buckets=2048, bigram_dim=64, smear=True, smear_reset=True,
                   value_residual=True),
-        TrainConfig(steps=700, batch_tokens=2112, seq_len=704, accum=1, warmup_steps=0, schedule="frac", warmdown_frac=0.6, muon_lr=0.04, muon_momentum=0.95,
+        TrainConfig(steps=760, batch_tokens=2112, seq_len=704, accum=1, warmup_steps=0, schedule="frac", warmdown_frac=0.6, muon_lr=0.04, muon_momentum=0.95,
                     muon_momentum_start=0.85, muon_momentum_steps=100, muon_wd=0.0, embed_lr=0.05, embed_wd=0.0, scalar_lr=0.02, scalar_wd=0.0, clip=1.0,
                     ema_decay=0.99, order="shuffled", checkpoint_seconds=60.0),
         Plan(bank_method="gptq", bank_clip="max"), EvalConfig(seq_len=704, stride=64), calibration=8)
