@@ -13,8 +13,9 @@ __all__ = ['SHARD_MAGIC', 'SHARD_VERSION', 'SHARD_HEADER', 'DATASET_RECORD', 'SH
            'Loader', 'make_loader']
 
 # %% ../nbs/02_data.ipynb #9216e763
-import ast, hashlib, json, os, platform, queue, re, secrets, shutil, sysconfig, threading, warnings, weakref
+import ast, hashlib, importlib, json, os, platform, queue, re, secrets, shutil, sysconfig, threading, warnings, weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -359,6 +360,15 @@ def _name_folder(aside:Path, folder:Path)->None:
         except FileNotFoundError: continue # someone else was faster
         shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/02_data.ipynb #7254e83a
+@contextmanager
+def _one_builder(folder:Path):
+    "One builder at a time: folder and tokenizer are two renames, and another's between them would not fit; a killed one lets go"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        if os.name == "posix": importlib.import_module("fcntl").flock(lock, 2) # LOCK_EX
+        yield
+
 # %% ../nbs/02_data.ipynb #d5f78abd
 def _ready(folder:Path, made:dict)->Dataset|None:
     "The dataset in `folder`, if it is whole and was made so"
@@ -410,7 +420,8 @@ def build_dataset(
     if source and (ready := _ready(folder, made)): return ready
     documents = list(documents)
     made["source"] = source or fingerprint(documents)
-    return _ready(folder, made) or _build(documents, Path(root), folder, made, progress)
+    if ready := _ready(folder, made): return ready
+    with _one_builder(folder): return _ready(folder, made) or _build(documents, Path(root), folder, made, progress)
 
 # %% ../nbs/02_data.ipynb #bd69ae8c
 def embedded_dataset(
@@ -756,6 +767,13 @@ def _prepare(order:Callable, position:int, ahead:queue.Queue, stop:threading.Eve
             except queue.Full: pass
 
 # %% ../nbs/02_data.ipynb #8a7c2d6a
+def _end_thread(stop:threading.Event, ahead:queue.Queue, thread:threading.Thread)->None:
+    "Tell the thread to stop and wait for it: one still at work when Python goes down would abort the process"
+    stop.set()
+    while not ahead.empty(): ahead.get() # a thread waiting for room goes on and sees the stop
+    if thread is not threading.current_thread(): thread.join()
+
+# %% ../nbs/02_data.ipynb #68c954b1
 class Loader:
     "Batches of one order, prepared ahead; its state is one position"
     def __init__(self,
@@ -770,7 +788,7 @@ class Loader:
             args = self.order, self.position, self._queue, self._stop # not self: a forgotten loader can go
             self._thread = threading.Thread(target=_prepare, args=args, daemon=True)
             self._thread.start()
-            weakref.finalize(self, self._stop.set)
+            weakref.finalize(self, _end_thread, self._stop, self._queue, self._thread)
         item = self._queue.get()
         if isinstance(item, Exception):
             self.close()
@@ -794,9 +812,7 @@ class Loader:
     def close(self)->None:
         "Stop the thread; a later `next` goes on where the last one was"
         if self._stop is None: return
-        self._stop.set()
-        while not self._queue.empty(): self._queue.get() # a thread waiting for room goes on and sees the stop
-        self._thread.join()
+        _end_thread(self._stop, self._queue, self._thread)
         self._stop = None
 
     def __iter__(self): return self

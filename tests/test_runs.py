@@ -120,7 +120,7 @@ BAD = {
     "recipe": ({"recipe": "tinny"}, "did you mean 'tiny'?"),
     "override": ({"overrides": "layres=2"}, "layers"),
     "no pair": ({"overrides": "layers 2"}, "name=value"),
-    "value": ({"overrides": {"heads": 3}}, "heads"),
+    "value": ({"overrides": {"heads": 5}}, "heads"),
     "folder": ({"data": "no/such/folder"}, "no/such/folder"),
     "steps": ({"steps": -1}, "steps must be at least 0"),
 }
