@@ -771,7 +771,8 @@ def _end_thread(stop:threading.Event, ahead:queue.Queue, thread:threading.Thread
     "Tell the thread to stop and wait for it: one still at work when Python goes down would abort the process"
     stop.set()
     while not ahead.empty(): ahead.get() # a thread waiting for room goes on and sees the stop
-    if thread is not threading.current_thread(): thread.join()
+    try: thread.join()
+    except RuntimeError: pass # forgotten by the thread itself
 
 # %% ../nbs/02_data.ipynb #68c954b1
 class Loader:
