@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CATEGORICAL', 'REFUSED', 'row_weights', 'encode_tokens', 'known_at_start', 'blank_stream', 'ready_rows',
-           'shared_parameters', 'fork_predictor', 'refilled', 'DecodingPredictor', 'Unsure', 'coding_order',
-           'CodedSlice', 'encode_slice', 'decode_slice', 'library_folders', 'shut_cage', 'leave_network',
-           'packed_slice_predictor', 'CageJob', 'caged_main', 'Cage']
+           'shared_parameters', 'fork_predictor', 'refilled', 'DecodingPredictor', 'CodedSlice', 'relative_gap',
+           'encode_slice', 'decode_slice', 'library_folders', 'shut_cage', 'leave_network', 'packed_slice_predictor',
+           'CageJob', 'caged_main', 'Cage']
 
 # %% ../nbs/22_proof.ipynb #9a7a099b
 import copy
@@ -28,10 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifact import inspect, unpack
+from .artifact import open_header, seal
 from .evaluate import EvalConfig, Query, document_spans, evaluate
-from .ngram import make_predictor
-from .recipes import RECIPE_OPTIONS
+from .recipes import packed_predictor
 from .tokenizer import ByteTable
 
 # %% ../nbs/22_proof.ipynb #6efc1c38
@@ -120,7 +119,7 @@ class DecodingPredictor:
         draw:Callable,   # (rows [m, V], positions [m]) -> tokens [m]: the decoder
     ):
         self.inner, self.ids, self.known, self.draw = predictor, ids, known, draw
-        self.order, self.chunk_tokens = [], getattr(predictor, 'chunk_tokens', 0)
+        self.chunk_tokens = getattr(predictor, 'chunk_tokens', 0)
 
     def reset(self):
         "The predictor inside starts afresh"
@@ -135,7 +134,6 @@ class DecodingPredictor:
             rows = fork_predictor(self.inner).log_probs(refilled(query, self.ids))[ready]
             where = query.positions[ready]
             self.ids[where + 1], self.known[where + 1] = self.draw(rows, where), True
-            self.order.append(where)
             pending &= ~ready
         return self.inner.log_probs(refilled(query, self.ids))
 
@@ -144,29 +142,13 @@ class DecodingPredictor:
         self.inner.observe(segment)
 
 # %% ../nbs/22_proof.ipynb #f50ed000
-class Unsure:
-    "Every token is equally likely: what a dry run of the decoder asks"
-    learns = False
-    def log_probs(self, query:Query)->Tensor: return torch.full((len(query.rows), query.vocab), -float(np.log(query.vocab)))
-    def observe(self, segment): "Learn nothing"
-
-def coding_order(
-    ids:Tensor,     # [N+1] the stream
-    table,          # byte table
-    cfg:EvalConfig, # chunk_tokens set
-)->Tensor:          # [N] positions
-    "Positions in the order in which they can be decoded, from a dry run"
-    dry = DecodingPredictor(Unsure(), ids.clone(), known_at_start(ids, cfg), lambda rows, where: ids[where + 1])
-    evaluate(dry, dry.ids, table, cfg)
-    return torch.cat(dry.order)
-
-# %% ../nbs/22_proof.ipynb #32d1d964
 @dataclass
 class CodedSlice:
     "A piece of text as a file"
     words:np.ndarray # uint32
     nats:float       # what the scores of its tokens add up to
-    rows:Tensor      # [N, V] of the encoder, for comparing
+    gap:float        # largest relative difference of a log-probability between the booked row and the one a decoder can compute
+    place:int        # position that has it
     order:Tensor     # [N] positions as coded
 
     @property
@@ -179,21 +161,37 @@ class CodedSlice:
     @property
     def honest(self)->bool:
         "Within a thousandth and 16 bytes of what the score claims"
-        return abs(self.nbytes - self.claimed) <= 0.001 * self.claimed + 16
+        return bool(abs(self.nbytes - self.claimed) <= 0.001 * self.claimed + 16)
 
+def relative_gap(
+    a:Tensor, # log-probabilities
+    b:Tensor, # of the same shape
+)->Tensor:    # difference over max(1, |a|); 0 where both are the same infinity or NaN, inf where one is
+    "How far apart, in units of what float32 can tell"
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, (a - b).abs() / a.abs().clamp(min=1)).nan_to_num(torch.inf, torch.inf)
+
+# %% ../nbs/22_proof.ipynb #8c36ebf7
 def encode_slice(
-    predictor,      # fresh
+    make:Callable,  # stream -> fresh predictor
     ids:Tensor,     # [N+1] the slice
     table,          # byte table
     cfg:EvalConfig, # chunk_tokens set
 )->CodedSlice:
-    "Score a slice as ever, and code it with the rows that were booked"
-    rows = torch.zeros(len(ids) - 1, table.vocab)
-    def keep(positions, answer): rows[positions] = answer.detach().float().cpu()
-    score = evaluate(predictor, ids, table, cfg, accept_illegal=True, on_rows=keep)
-    order = coding_order(ids, table, cfg)
-    return CodedSlice(encode_tokens(rows[order], ids[order + 1]), float(score.nats.astype(np.float64).sum()), rows, order)
+    "Score a slice as ever; then walk it as a decoder will, and code"
+    booked, found, known = torch.zeros(len(ids) - 1, table.vocab), [], known_at_start(ids, cfg)
+    def keep(positions, rows): booked[positions] = rows.detach().float().cpu()
+    def draw(rows, where):
+        found.append((rows.detach().float().cpu(), relative_gap(booked[where], rows.detach().float().cpu()).amax(1), where))
+        return ids[where + 1]
+    score = evaluate(make(ids.clone()), ids.clone(), table, cfg, accept_illegal=True, on_rows=keep)
+    blank = blank_stream(ids, known, cfg, table.vocab)
+    walking = DecodingPredictor(make(blank.clone()), blank, known, draw)
+    evaluate(walking, walking.ids, table, cfg, accept_illegal=True)
+    rows, gaps, where = (torch.cat(part) for part in zip(*found))
+    return CodedSlice(encode_tokens(rows, ids[where + 1]), float(score.nats.astype(np.float64).sum()), float(gaps.max()), int(where[gaps.argmax()]), where)
 
+# %% ../nbs/22_proof.ipynb #32d1d964
 def decode_slice(
     predictor,      # fresh, and never near the text
     words:np.ndarray, # of the file
@@ -244,13 +242,15 @@ def leave_network()->bool: # did it work?
 # %% ../nbs/22_proof.ipynb #adf12a19
 def packed_slice_predictor(
     data:bytes,   # an artifact
-    settings:dict,# changes per section (ttt, lora, ngram), so that a slice is long enough to learn from
+    settings:dict,# changes of its recipe, per section (eval, ttt, lora, ngram), so that a slice is long enough to learn from
+    ids:Tensor|None=None, # the stream: for those that are trained on it before
 ):                # a predictor, from nothing but these bytes
-    "What the artifact says it is to be scored with"
-    recipe, options = inspect(data)['meta']['recipe'], {}
-    for name, kind in RECIPE_OPTIONS.items():
-        if recipe.get(name) is not None: options[name] = replace(kind(**recipe[name]), **settings.get(name, {}))
-    return make_predictor(unpack(data), **options)
+    "What the artifact says it is to be scored with, on the CPU"
+    header, payload = open_header(data)
+    recipe = header['meta']['recipe']
+    for name, changes in settings.items():
+        if recipe.get(name) is not None: recipe[name] |= changes
+    return packed_predictor(seal(header, bytes(payload)), ids, True, torch.device('cpu'))[0]
 
 @dataclass
 class CageJob:
@@ -278,7 +278,8 @@ def caged_main(
         if job.tempt: Path(job.tempt).read_bytes()
         began, data = time.perf_counter(), Path(job.artifact).read_bytes()
         known = torch.tensor(job.known)
-        ids = decode_slice(packed_slice_predictor(data, job.settings), np.array(job.words, np.uint32), torch.tensor(job.blank), known,
+        predictor = packed_slice_predictor(data, job.settings, torch.tensor(job.blank))
+        ids = decode_slice(predictor, np.array(job.words, np.uint32), torch.tensor(job.blank), known,
                            ByteTable.from_json(job.table), EvalConfig(**job.cut))
         out |= {'ids': ids.tolist(), 'seconds': time.perf_counter() - began}
     except Exception as error: out['error'] = f"{type(error).__name__}: {error}"
