@@ -198,9 +198,10 @@ def _shorter_training(c:TrainConfig, s:Scale, planned:int)->TrainConfig:
     batch = max(seq, _part(c.batch_tokens, s.batch / 786_432, min(c.batch_tokens, s.batch // 4)) // seq * seq)
     steps = min(planned, max(1, s.tokens // batch))
     share = steps / planned
+    keep = lambda decay: 1 - (1 - decay) / share # as long a memory, as a part of the run
     return replace(c, steps=steps, max_seconds=0.0, reserve_seconds=0.0, batch_tokens=batch, seq_len=seq, accum=1, warmup_steps=min(c.warmup_steps, 1),
         warmdown_iters=max(1, round(c.warmdown_iters * share)), muon_momentum_steps=round(c.muon_momentum_steps * share),
-        ema_decay=max(0.0, 1 - (1 - c.ema_decay) / share), swa_every=max(1, round(c.swa_every * share)), checkpoint_seconds=60.0)
+        muon_momentum=max(min(c.muon_momentum, c.muon_momentum_start), keep(c.muon_momentum)), ema_decay=max(0.0, keep(c.ema_decay)), swa_every=max(1, round(c.swa_every * share)), checkpoint_seconds=60.0)
 
 # %% ../nbs/13_recipes.ipynb #327786cc
 def scaled(
