@@ -6,7 +6,7 @@
 __all__ = ['RECIPE_SECTIONS', 'RECIPE_OPTIONS', 'STUDIES', 'SP1024', 'SP8192', 'SP8192_TRAIN', 'ROWS', 'GPTQ', 'RECIPES',
            'FAITHFUL', 'SCALES', 'Recipe', 'names', 'faithful', 'Scale', 'scaled', 'get', 'override', 'write_recipe',
            'read_recipe', 'prepare_data', 'build', 'calibration_batches', 'best_device', 'pack_run', 'packed_predictor',
-           'score_run', 'run_recipe', 'recipes_parser', 'recipes_main']
+           'score_artifact', 'score_run', 'run_recipe', 'recipes_parser', 'recipes_main']
 
 # %% ../nbs/13_recipes.ipynb #854f53b7
 import argparse
@@ -363,23 +363,33 @@ def packed_predictor(
     return (Mixture(predictor, HashedCache(hashed.orders, hashed.min_count), hashed) if hashed else predictor), cfg
 
 # %% ../nbs/13_recipes.ipynb #1162fad1
-def score_run(
-    run:str|Path,        # has model.pgolf
+def score_artifact(
+    data:bytes,          # an artifact
     dataset:Dataset,     # its validation part is scored
     progress=True,       # a bar, or a function of (done, total, bpb)
     accept_illegal:bool=False, # run what the recipe's `study` names
     device:torch.device|None=None, # None = a GPU where there is one
 )->Score:
-    "Score what is in the artifact, the way it says, on all ranks together: model.pgolf -> score.json and positions.npz"
-    run, data, ids = Path(run), (Path(run)/"model.pgolf").read_bytes(), dataset.val_ids()
+    "Score what an artifact holds, the way it says, on all ranks together; ConfigError on a dataset of another vocabulary"
+    facts = inspect(data)
+    if facts["model"]["vocab"] != dataset.vocab:
+        raise ConfigError(f"the artifact predicts {facts['model']['vocab']} pieces, dataset {dataset.name} has {dataset.vocab}: score it on its own kind")
+    ids, unchecked = dataset.val_ids(), "hashed_ngram" in facts["meta"]["recipe"].get("study", ())
     predictor, cfg = packed_predictor(data, ids, accept_illegal, device)
-    if inspect(data)["model"]["vocab"] != dataset.vocab:
-        raise ConfigError(f"{run/'model.pgolf'} predicts {inspect(data)['model']['vocab']} pieces, dataset {dataset.name} has {dataset.vocab}: score it on its own kind")
-    unchecked = "hashed_ngram" in inspect(data)["meta"]["recipe"].get("study", ())
-    score = evaluate(predictor, ids, dataset.byte_table(), cfg, progress=progress, accept_illegal=unchecked)
+    return evaluate(predictor, ids, dataset.byte_table(), cfg, progress=progress, accept_illegal=unchecked)
+
+def score_run(
+    run:str|Path,        # has model.pgolf
+    dataset:Dataset,     # its validation part is scored
+    progress=True,       # as for `score_artifact`
+    accept_illegal:bool=False, # as for `score_artifact`
+    device:torch.device|None=None, # as for `score_artifact`
+)->Score:
+    "Score a run folder's artifact: model.pgolf -> score.json and positions.npz"
+    score = score_artifact((Path(run)/"model.pgolf").read_bytes(), dataset, progress, accept_illegal, device)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        score.save_positions(run/"positions.npz")
-        write_atomic(run/"score.json", json.dumps(score.to_json() | {"val_loss": score.loss, "val_bpb": score.bpb}, indent=1).encode())
+        score.save_positions(Path(run)/"positions.npz")
+        write_atomic(Path(run)/"score.json", json.dumps(score.to_json() | {"val_loss": score.loss, "val_bpb": score.bpb}, indent=1).encode())
     return score
 
 # %% ../nbs/13_recipes.ipynb #3cae21fc
