@@ -132,7 +132,16 @@ def _tiny()->Recipe:
         Plan(bank_method="gptq", bank_clip="max"), EvalConfig(seq_len=704, stride=64), calibration=8)
 
 # %% ../nbs/13_recipes.ipynb #826b6a96
-RECIPES = {"tiny": _tiny, "pr761": _pr761, "pr1232": _pr1232, "pr1696": _pr1696, "pr1536": _pr1536, "pr1992": _pr1992}
+def _best()->Recipe:
+    "Ours: the small batches and the recurrent stack of PR 1992, the token memory of PR 1232, and what learns while it is scored"
+    return Recipe("best", "Ours: what paid off of all techniques, legally",
+        GPTConfig(**SP8192, qk_gain=5.25, gate="headwise", rope_train_len=2048, value_residual=True, bigram_buckets=4096, smear=True, smear_reset=True),
+        TrainConfig(**SP8192_TRAIN, embed_wd=0.085, warmdown_frac=0.72, batch_tokens=196_608, accum=1, ema_decay=0.99, order="shuffled", ns="polar", proj_group="matrix"),
+        Plan(**GPTQ | dict(coder="auto"), embed_bits=7, embed_clip="sigma 15"), EvalConfig(), TTTConfig("sgd", 0.005, epochs=3),
+        ngram=NgramConfig(gate="learned"))
+
+# %% ../nbs/13_recipes.ipynb #2495083c
+RECIPES = {"tiny": _tiny, "pr761": _pr761, "pr1232": _pr1232, "pr1696": _pr1696, "pr1536": _pr1536, "pr1992": _pr1992, "best": _best}
 
 def names()->list[str]:
     "The recipes there are"
