@@ -46,7 +46,7 @@ from .model import StreamCache, token_loss
 from .proof import (Cage, CageJob, blank_stream, decode_slice, encode_slice, fork_predictor, known_at_start, library_folders,
                          packed_slice_predictor, relative_gap)
 from .recipes import Recipe, get, faithful, names, packed_predictor, pack_run, prepare_data, read_recipe, run_recipe, scaled, write_recipe
-from .tokenizer import byte_table, load_tokenizer, write_atomic
+from .tokenizer import load_tokenizer, write_atomic
 from .train import read_log, train
 from .ttt import DocumentAdapters, LoRAConfig
 
