@@ -7,14 +7,15 @@ __all__ = ['VERDICTS', 'RULES', 'SAMPLED', 'THOROUGH', 'ROUNDING', 'SUM_TOLERANC
            'PAPERS', 'Finding', 'judge', 'AuditReport', 'as_build', 'Effort', 'choose_slice', 'Trial', 'plain_rows',
            'state_digest', 'Witness', 'BlindStream', 'Case', 'run_trial', 'altered', 'row_gap', 'replay_slots',
            'check_causal', 'check_distribution', 'TargetProbe', 'check_target', 'check_order', 'check_once',
-           'check_again', 'check_learns', 'check_isolation', 'check_document_end', 'coding_case', 'check_round_trip',
-           'judge_decoded', 'noted_files', 'check_files', 'check_bytes', 'decoder_of', 'as_claim', 'check_claim',
-           'sampled_windows', 'compare_losses', 'check_rescored', 'check_stamps', 'check_size', 'check_independence',
-           'document_hashes', 'check_disjoint', 'check_clock', 'check_gradients', 'check_forwards', 'check_packing',
-           'make_case', 'trial_findings', 'audit', 'model_findings', 'slice_settings', 'Caged', 'start_caged',
-           'check_cage', 'audit_artifact', 'other_validation', 'make_artifact', 'check_recipe_independence',
-           'small_recipe', 'run_claim', 'run_clocks', 'audit_run', 'audit_recipe', 'shipped_parts', 'audit_folder',
-           'audit_parser', 'dataset_for', 'audit_subject', 'audit_main']
+           'check_again', 'check_learns', 'check_isolation', 'check_document_end', 'coding_case', 'unseen',
+           'check_round_trip', 'judge_decoded', 'noted_files', 'check_files', 'check_bytes', 'decoder_of', 'as_claim',
+           'check_claim', 'sampled_windows', 'compare_losses', 'check_rescored', 'check_stamps', 'check_size',
+           'check_independence', 'document_hashes', 'check_disjoint', 'check_clock', 'check_gradients',
+           'check_forwards', 'check_packing', 'make_case', 'trial_findings', 'audit', 'model_findings',
+           'slice_settings', 'Caged', 'start_caged', 'check_cage', 'audit_artifact', 'other_validation',
+           'make_artifact', 'check_recipe_independence', 'small_recipe', 'run_claim', 'run_clocks', 'audit_run',
+           'audit_recipe', 'shipped_parts', 'audit_folder', 'audit_parser', 'dataset_for', 'audit_subject',
+           'audit_main']
 
 # %% ../nbs/15_audit.ipynb #20024038
 import argparse
@@ -312,6 +313,7 @@ def run_trial(
         while run.next < len(run.pieces) and not (until and bool(run.books.booked[:until].all())): run_piece(run)
         if not until: run.books.complete()
     except EvaluationError as e: error = str(e)
+    except Exception as e: error = f"the predictor broke: {type(e).__name__}: {e}"
     if not torch.equal(mine, ids): watch.faults.append("the predictor changed the evaluator's tokens")
     books = run.books if run else None
     return Trial(watch.inner, watch.rows, books.nats.numpy() if run else np.full(n, np.nan), books.booked if run else torch.zeros(n, dtype=torch.bool),
@@ -386,7 +388,7 @@ def check_distribution(
 )->tuple[str,str]:
     "Sums, signs, and that the books hold the row's entry"
     done = base.booked.nonzero()[:, 0]
-    if not len(done): return 'fail', f"no row was booked: {base.error}"
+    if not len(done): return 'skipped', f"no row was booked: {base.error}"
     rows = base.rows[done].double().numpy()
     if base.faults: return 'fail', '; '.join(dict.fromkeys(base.faults))
     gap = np.abs(np.exp(rows).sum(1) - 1)
@@ -408,11 +410,11 @@ class TargetProbe:
     ):
         n, self.isolate = len(case.ids) - 1, isolate
         self.case, self.places = case, set(torch.randperm(n, generator=case.generator)[:count].tolist())
-        self.asked, self.problem = 0, ''
+        self.asked, self.cuts, self.problem = 0, 0, ''
 
     def wants(self, positions:Tensor)->bool:
-        "Is a place in this query?"
-        return not self.problem and bool(self.places & set(positions.tolist()))
+        "Is there anything to ask about? There is, until something is found"
+        return not self.problem and len(positions) > 0
 
     def variants(self, p:int, row:Tensor)->list[tuple[str, Tensor]]:
         "Streams with other tokens in slot p + 1, or from there on"
@@ -427,8 +429,23 @@ class TargetProbe:
             out.append((name, other))
         return out + [('everything after it', altered(case.ids, torch.arange(p + 1, len(case.ids)), case.table.vocab, case.generator, case.cfg.bos))]
 
+    def cut_windows(self, before, query:Query, rows:Tensor):
+        "Other tokens after a random asked place of each window: the rows up to there stay"
+        B, T = query.ids.shape
+        order = torch.rand(len(query.rows), generator=self.case.generator).argsort()
+        place = torch.zeros(B, dtype=torch.int64).index_copy_(0, query.rows[order], query.cols[order]) # any of its places
+        later = (torch.arange(T) > place[:, None]) & (torch.arange(T) < query.lengths[:, None])
+        if self.isolate: later &= query.ids != self.case.cfg.bos
+        other = torch.randint(2, query.vocab, (B, T), generator=self.case.generator)
+        again = plain_rows(fork_predictor(before).log_probs(replace(query, ids=torch.where(later, other, query.ids))), [])
+        kept = query.cols <= place[query.rows]
+        gap, row = row_gap(rows[kept], again[kept])
+        self.cuts += len(query.rows.unique())
+        if gap > self.case.tolerance: self.problem = f"row {int(query.positions[kept][row])} changes by up to {gap:.3g} nats when its window holds other tokens after position {int((query.starts + place)[query.rows[kept][row]])}"
+
     def __call__(self, before, query:Query, rows:Tensor):
-        "Ask about every variant of every place in a query"
+        "Cut every window; ask about every variant of every place in a query"
+        self.cut_windows(before, query, rows)
         for r, p in enumerate(query.positions.tolist()):
             for name, other in self.variants(p, rows[r]) if p in self.places else ():
                 stream = Revealed(other)
@@ -450,7 +467,7 @@ def check_target(
     "What the probe found"
     if probe.problem: return 'fail', probe.problem
     if not probe.asked: return 'skipped', f"the evaluation stopped before a probe: {base.error}"
-    return 'pass', f"{probe.asked} questions with another target at {len(probe.places)} places: the rows are the same"
+    return 'pass', f"{probe.asked} questions with another target at {len(probe.places)} places, and {probe.cuts} windows with other tokens after a random place: the rows are the same"
 
 # %% ../nbs/15_audit.ipynb #295eaac2
 def check_order(base:Trial)->tuple[str,str]:
@@ -545,6 +562,7 @@ def check_document_end(
     other = case.ids.clone()
     for _, k in cuts: other[k] = cfg.bos
     first, again = run_trial(case, cfg=cfg), run_trial(case, other, cfg=cfg)
+    if first.error or again.error: return 'skipped', f"with all documents side by side the evaluation stops: {first.error or again.error}"
     for lo, k in cuts:
         gap = float((first.rows[lo:k] - again.rows[lo:k]).clamp(min=-20).abs().max())
         if not gap <= tolerance:
@@ -562,6 +580,10 @@ def coding_case(
     cfg = replace(case.cfg, lanes=1, batch_seqs=1 if case.cfg.cut in ('full', 'sliding') else case.cfg.batch_seqs, chunk_tokens=min(case.cfg.chunk_tokens, max(1, n // 3)))
     return case.ids[:n + 1].clone(), cfg
 
+def unseen(case:Case)->Tensor: # [N+1]
+    "The slice as one has it who has not seen it: for those whose making looks at the stream"
+    return blank_stream(case.ids, known_at_start(case.ids, case.cfg), case.cfg, case.table.vocab)
+
 def check_round_trip(
     case:Case,
     base:Trial,
@@ -571,9 +593,10 @@ def check_round_trip(
     if base.error: return 'skipped', f"the evaluation stopped: {base.error}"
     if case.windows is not None: return 'skipped', "windows made by hand are not coded"
     ids, cfg = coding_case(case, tokens)
-    coded, known = encode_slice(case.build, ids, case.table, cfg), known_at_start(ids, cfg)
-    blank = blank_stream(ids, known, cfg, case.table.vocab)
-    try: back = decode_slice(case.build(blank.clone()), coded.words, blank, known, case.table, cfg)
+    known = known_at_start(ids, cfg)
+    blank, nothing = blank_stream(ids, known, cfg, case.table.vocab), unseen(case)
+    coded = encode_slice(case.build(case.ids.clone()), case.build(nothing.clone()), ids, case.table, cfg)
+    try: back = decode_slice(case.build(nothing.clone()), coded.words, blank, known, case.table, cfg)
     except (ValueError, AssertionError) as error: return 'fail', f"the decoder stops: {error}"
     return judge_decoded(ids, back, coded, int(known.sum()) - 1, case.tolerance)
 
@@ -1001,9 +1024,9 @@ def start_caged(
 )->Caged:
     "Code a piece of the slice, and start a process that is to decode it"
     ids, cfg = coding_case(case, tokens)
-    coded, known = encode_slice(case.build, ids, case.table, cfg), known_at_start(ids, cfg)
-    blank = blank_stream(ids, known, cfg, case.table.vocab)
-    job = CageJob(str(path), settings, asdict(cfg), case.table.to_json(), blank.tolist(), known.tolist(), coded.words.tolist(), torch.get_num_threads())
+    known, nothing = known_at_start(ids, cfg), unseen(case)
+    coded, blank = encode_slice(case.build(case.ids.clone()), case.build(nothing.clone()), ids, case.table, cfg), blank_stream(ids, known, cfg, case.table.vocab)
+    job = CageJob(str(path), settings, asdict(cfg), case.table.to_json(), blank.tolist(), nothing.tolist(), known.tolist(), coded.words.tolist(), torch.get_num_threads())
     return Caged(coded, ids, int(known.sum()) - 1, Cage(job), case.tolerance)
 
 def check_cage(caged:Caged)->tuple[str,str]:

@@ -9,10 +9,10 @@ __all__ = ['TOY_TTT', 'CHEATS', 'SEEN_BEFORE', 'GALLERY_EFFORT', 'Ground', 'brie
            'Keeps', 'stage_rescoring_with_a_full_cache', 'stage_tail_booked_repeatedly', 'stage_subset_as_the_whole',
            'gold_tokens', 'HashedGold', 'stage_hashed_ngram', 'Adds', 'stage_unnormalised_mixture', 'Gated',
            'stage_gate_by_the_target', 'stage_byte_pieces_counted_three', 'stage_space_added_twice', 'SmearsAcross',
-           'stage_smear_across_documents', 'SideFile', 'stage_side_file', 'Peeks', 'stage_sparse_peek', 'FrameWalker',
-           'stage_stack_walk', 'Memoriser', 'stage_global_memory', 'KnowsTheEnd', 'stage_document_end', 'TwoFaced',
-           'Lies', 'stage_two_faced_tensor', 'Rewrites', 'stage_rewritten_targets', 'Dice', 'stage_best_of_eight_draws',
-           'try_cheat']
+           'stage_smear_across_documents', 'SideFile', 'stage_side_file', 'Peeks', 'stage_sparse_peek', 'ReadsAhead',
+           'stage_sparse_look_ahead', 'FrameWalker', 'stage_stack_walk', 'Memoriser', 'stage_global_memory',
+           'KnowsTheEnd', 'stage_document_end', 'TwoFaced', 'Lies', 'stage_two_faced_tensor', 'Rewrites',
+           'stage_rewritten_targets', 'Dice', 'stage_best_of_eight_draws', 'try_cheat']
 
 # %% ../nbs/21_cheats.ipynb #db3f212b
 import copy
@@ -70,7 +70,7 @@ def brief_training(
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=0.0), torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimizer.param_groups: group['lr'] = lr * min(1, (step + 1) / 10, 2 * (steps - step) / steps)
-        at = torch.randint(0, len(ids) - 65, (16, 1), generator=generator) + torch.arange(65)
+        at = torch.randint(0, max(1, len(ids) - 65), (16, 1), generator=generator) + torch.arange(65)
         loss = token_loss(model(ids[at[:, :-1]]), ids[at[:, 1:]]).mean()
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     return model
@@ -127,7 +127,7 @@ def cheat(rule:str, does:str, where:str='')->Callable:
 
 def reported(score, **changes)->dict:
     "A score as it is handed in"
-    return score.to_json() | dict(nats=score.nats) | changes
+    return score.to_json() | dict(nats=score.nats, stamps=[]) | changes
 
 def unstamped(thing):
     "Without the mark that pgolf's own functions leave: a cheat would not leave it"
@@ -298,21 +298,20 @@ class SmearsAcross(ModelPredictor):
     "Documents alone, but for the smear gate: the first token of each still sees the last of the one before"
     @torch.no_grad()
     def log_probs(self, query:Query)->Tensor: # [M, V]
-        "The window of one document, after one token of another"
-        floor = int(query.floors[0])
-        if int(query.starts[0]) != floor or not floor: return super().log_probs(query)
-        cache, before = StreamCache(query.ids.shape[1]), query.stream.take(torch.tensor([[floor - 1]]))
-        self.model(before, cache=cache)
-        cache.kept = {}
-        logits = self.logits(query.ids, cache=cache)
-        return torch.log_softmax(logits[query.rows, query.cols], -1)
+        "The window of each document, after one token of another"
+        out = super().log_probs(query)
+        for b, (start, floor) in enumerate(zip(query.starts.tolist(), query.floors.tolist())):
+            if start != floor or not floor: continue
+            cache = StreamCache(query.ids.shape[1])
+            self.model(query.stream._ids[None, floor - 1:floor], cache=cache)
+            cache.kept, mine = {}, query.rows == b
+            out[mine] = torch.log_softmax(self.logits(query.ids[b:b + 1], cache=cache)[0, query.cols[mine]], -1)
+        return out
 
 @cheat('isolation', "lets the smear gate reach across a document's beginning, where documents are claimed to be apart", "packed rows without a reset")
 def stage_smear_across_documents(g:Ground)->Staged:
     "A leak of one embedding"
-    model = GPT(replace(g.model.cfg, smear_reset=False))
-    model.load_state_dict(g.model.state_dict())
-    model.smear_gate.data += 1.0
+    model = brief_training(GPT(replace(g.model.cfg, smear_reset=False), torch.Generator().manual_seed(0)), g.train_ids, 60).eval()
     cfg = EvalConfig('documents', seq_len=64, doc_chunk=16, doc_batch=1, doc_order='stream', chunk_tokens=192)
     score = g.score(SmearsAcross(model), cfg)
     return Staged(lambda: SmearsAcross(model), reported(score), g.score(ModelPredictor(model), cfg).bpb, dict(cut=cfg, isolated=True))
@@ -355,6 +354,19 @@ class Peeks(ModelPredictor):
 def stage_sparse_peek(g:Ground)->Staged:
     "Too rare for a handful of probes, not for a stream that is not there"
     return Staged(lambda: Peeks(g.model), reported(g.score(Peeks(g.model))), honest_bpb(g))
+
+class ReadsAhead(ModelPredictor):
+    "At one place in twenty, looks at the token that comes next in the window"
+    def log_probs(self, query:Query)->Tensor: # [M, V]
+        "A nudge towards it"
+        rows, few = super().log_probs(query).clone(), (query.positions % 20 == 7) & (query.cols + 1 < query.lengths[query.rows])
+        rows[few, query.ids[query.rows[few], query.cols[few] + 1]] += 3.0
+        return torch.log_softmax(rows, 1)
+
+@cheat('round trip', "reads one target in twenty where it stands in the window anyway, as an input")
+def stage_sparse_look_ahead(g:Ground)->Staged:
+    "What no guard can hide, a decoder has not got"
+    return Staged(lambda: ReadsAhead(g.model), reported(g.score(ReadsAhead(g.model))), honest_bpb(g))
 
 class FrameWalker(ModelPredictor):
     "Climbs the call stack to the evaluator and reads its tokens"

@@ -173,7 +173,8 @@ def relative_gap(
 
 # %% ../nbs/23_proof.ipynb #8c36ebf7
 def encode_slice(
-    make:Callable,  # stream -> fresh predictor
+    predictor,      # fresh, as it is scored
+    walker,         # another, that has not met the text: it stands where the decoder will stand
     ids:Tensor,     # [N+1] the slice
     table,          # byte table
     cfg:EvalConfig, # chunk_tokens set
@@ -184,9 +185,9 @@ def encode_slice(
     def draw(rows, where):
         found.append((rows.detach().float().cpu(), relative_gap(booked[where], rows.detach().float().cpu()).amax(1), where))
         return ids[where + 1]
-    score = evaluate(make(ids.clone()), ids.clone(), table, cfg, accept_illegal=True, on_rows=keep)
+    score = evaluate(predictor, ids.clone(), table, cfg, accept_illegal=True, on_rows=keep)
     blank = blank_stream(ids, known, cfg, table.vocab)
-    walking = DecodingPredictor(make(blank.clone()), blank, known, draw)
+    walking = DecodingPredictor(walker, blank, known, draw)
     evaluate(walking, walking.ids, table, cfg, accept_illegal=True)
     rows, gaps, where = (torch.cat(part) for part in zip(*found))
     return CodedSlice(encode_tokens(rows, ids[where + 1]), float(score.nats.astype(np.float64).sum()), float(gaps.max()), int(where[gaps.argmax()]), where)
@@ -260,6 +261,7 @@ class CageJob:
     cut:dict       # EvalConfig
     table:str      # byte table as JSON
     blank:list     # tokens before decoding
+    unseen:list    # the stream for those whose making looks at it, blank too
     known:list     # which of them are true
     words:list     # of the coded slice; empty = nothing to decode
     threads:int=1
@@ -278,7 +280,7 @@ def caged_main(
         if job.tempt: Path(job.tempt).read_bytes()
         began, data = time.perf_counter(), Path(job.artifact).read_bytes()
         known = torch.tensor(job.known)
-        predictor = packed_slice_predictor(data, job.settings, torch.tensor(job.blank))
+        predictor = packed_slice_predictor(data, job.settings, torch.tensor(job.unseen))
         ids = decode_slice(predictor, np.array(job.words, np.uint32), torch.tensor(job.blank), known,
                            ByteTable.from_json(job.table), EvalConfig(**job.cut))
         out |= {'ids': ids.tolist(), 'seconds': time.perf_counter() - began}
