@@ -1,0 +1,240 @@
+"The referee: catches each cheat by its rule, fails nobody who is honest, never says pass for what did not run"
+import copy
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pgolf import audit as referee
+from pgolf.audit import RULES, AuditReport, Effort, Finding, audit, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
+from pgolf.cheats import CHEATS, GALLERY_EFFORT, TOY_TTT, brief_training, make_ground, try_cheat
+from pgolf.data import write_shard
+from pgolf.evaluate import EvalConfig, ModelPredictor, document_spans
+from pgolf.model import GPT
+from pgolf.ngram import NgramConfig, make_predictor
+from pgolf.recipes import faithful, get, run_recipe
+from pgolf.ttt import LoRAConfig
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory): return make_ground(tmp_path_factory.mktemp("ground"))
+
+
+@pytest.fixture(scope="module")
+def finished(ground, tmp_path_factory):
+    "A small finished run on the ground's dataset"
+    run = tmp_path_factory.mktemp("run") / "tiny-small"
+    val = ground.dataset.val_ids()
+    short = torch.cat([val[lo:lo + 150] for lo, _ in document_spans(val)[:6].tolist()])
+    folder = shutil.copytree(ground.dataset.train[0].parent, run.parent / "topics_sp512")
+    shutil.copytree(ground.dataset.tokenizer.parent, run.parent / "tokenizers")
+    (folder / "dataset.json").unlink()
+    write_shard(folder / "topics_val_000000.bin", short.numpy().astype(np.uint16))
+    dataset = referee.open_dataset(folder)
+    recipe = get("tiny", vocab=512, dim=32, layers=2, heads=2, kv_heads=1, rotary_dims=8, bigram_buckets=64, bigram_dim=8, batch_tokens=512, train__seq_len=64,
+                 eval__seq_len=64, eval__stride=16, steps=6, calibration=1)
+    run_recipe(recipe, run, dataset, progress=False)
+    return run, dataset
+
+
+# --- cheats
+
+def test_the_gallery_holds_what_really_happened():
+    happened = [c.name for c in CHEATS.values() if c.where]
+    assert len(happened) == 15 and len(CHEATS) > 20
+    assert {c.rule for c in CHEATS.values()} <= set(RULES)
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_every_cheat_is_caught_by_its_rule(ground, name):
+    cheat = CHEATS[name]
+    staged, report = try_cheat(cheat, ground)   # at places nobody chose
+    assert cheat.rule in report.failed, f"seed {report.facts['seed']}\n{report}"
+    assert not report.ok and not any(f.verdict == "error" for f in report.findings), report
+    if name != "tail booked repeatedly": assert staged.gain > 0, staged.gain # what the tail is worth depends on the tail
+    assert report["stamps"].verdict == "pass", "caught by what it does, not by a mark it carries"
+
+
+# --- honest predictors
+
+BY_DOCUMENT = EvalConfig("documents", seq_len=64, doc_chunk=16, doc_batch=3, chunk_tokens=192)
+SLIDING = EvalConfig(seq_len=64, stride=16, chunk_tokens=192, batch_seqs=4)
+STREAMING = EvalConfig("streaming", seq_len=64, stream_chunk=16, chunk_tokens=192)
+LORA, NGRAM = LoRAConfig(rank=2, lr=0.01), NgramConfig(chunk_tokens=192)
+LEARNED = replace(NGRAM, gate="learned", every=1)
+HONEST = {
+    "full": (dict(), replace(SLIDING, cut="full")),
+    "sliding": (dict(), SLIDING),
+    "streaming": (dict(), STREAMING),
+    "lanes": (dict(), replace(STREAMING, lanes=2)),
+    "documents": (dict(), BY_DOCUMENT),
+    "isolated rows": (dict(isolate=True), SLIDING),
+    "sgd": (dict(ttt=TOY_TTT), SLIDING),
+    "adamw": (dict(ttt=replace(TOY_TTT, optimizer="adamw", lr=0.002)), SLIDING),
+    "lora": (dict(lora=LORA), BY_DOCUMENT),
+    "n-gram": (dict(ngram=NGRAM), SLIDING),
+    "learned n-gram": (dict(ngram=LEARNED), SLIDING),
+    "n-gram over sgd": (dict(ngram=NGRAM, ttt=TOY_TTT), SLIDING),
+    "n-gram streaming": (dict(ngram=NGRAM), STREAMING),
+    "all": (dict(ngram=LEARNED, ttt=TOY_TTT, lora=LORA), BY_DOCUMENT),
+    "all, in order": (dict(ngram=LEARNED, ttt=TOY_TTT, lora=LORA), replace(BY_DOCUMENT, doc_order="stream")),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_no_honest_predictor_is_failed(ground, name):
+    options, cfg = HONEST[name]
+    make = lambda: make_predictor(ground.model, **options)
+    apart = name in ("documents", "lora", "isolated rows")
+    report = audit(make, ground.ids, ground.table, cfg, claim=ground.score(make(), cfg), decode=referee.decoder_of(ground.dataset.tokenizer),
+                   train_ids=[ground.train_ids], isolated=apart and name != "isolated rows", effort=replace(GALLERY_EFFORT, replays=8))
+    bad = set() if name != "lanes" else {"rescored"}
+    assert report.ok, report
+    for rule in {"causal", "distribution", "target", "order", "once", "hidden", "repeatable", "round trip", "bytes", "rescored", "claim", "files", "disjoint"} - bad:
+        assert report[rule].verdict == "pass", report[rule]
+    learns = any(k in options for k in ("ttt", "lora", "ngram"))
+    assert report["learns"].verdict == ("pass" if learns else "not applicable")
+    if cfg.cut == "documents": assert report["document end"].verdict == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("sliding", "streaming", "sgd", "lora", "n-gram over sgd"))
+def test_two_thousand_tokens_survive_the_round_trip(ground, name):
+    options, cfg = HONEST[name]
+    val = ground.dataset.val_ids()
+    ids = torch.cat([val[lo:lo + 260] for lo, _ in document_spans(val).tolist()])[:2001]
+    assert len(ids) == 2001
+    case, first = referee.make_case(lambda: make_predictor(ground.model, **options), ids, ground.table, replace(cfg, chunk_tokens=500), 0)
+    base = referee.run_trial(case, predictor=first)
+    verdict, evidence = referee.check_round_trip(case, base, 2000)
+    assert verdict == "pass" and evidence.startswith("2,000 tokens decoded exactly"), evidence
+
+
+# --- the report
+
+def test_a_check_that_broke_is_no_pass():
+    finding = judge("bytes", lambda: 1 / 0)
+    assert finding.verdict == "error" and "ZeroDivisionError" in finding.evidence
+    assert not AuditReport("x", [finding]).ok
+    with pytest.raises(ValueError, match="none of"): Finding("bytes", "probably", "")
+
+
+def test_every_rule_is_in_every_report_and_says_why_it_did_not_run(ground, finished):
+    run, dataset = finished
+    for report in (audit(ModelPredictor(ground.model), ground.ids, ground.table, SLIDING), audit_run(run, dataset), audit_folder(run.parent / "tokenizers", None)):
+        assert [f.rule for f in report.findings] == list(RULES)
+        assert all(f.evidence for f in report.findings) and report.to_json()["failed"] == report.failed
+    assert audit(ModelPredictor(ground.model), ground.ids, ground.table, SLIDING)["independence"].verdict == "skipped"
+    assert all(f.verdict == "skipped" for f in report.findings)
+
+
+def test_a_predictor_that_cannot_answer_fails_nothing_in_silence(ground):
+    class Breaks(ModelPredictor):
+        def log_probs(self, query): raise RuntimeError("out of order")
+    report = audit(Breaks(ground.model), ground.ids, ground.table, SLIDING)
+    assert report.failed == ["once"] and "out of order" in report["once"].evidence
+    assert not {f.rule for f in report.findings if f.verdict == "pass"} & {"causal", "distribution", "target", "hidden", "repeatable", "round trip", "learns"}
+
+
+def test_a_learner_that_had_nothing_to_learn_is_said_so(ground):
+    lazy = lambda: make_predictor(ground.model, ttt=replace(TOY_TTT, chunk_tokens=100_000))
+    assert audit(lazy, ground.ids, ground.table, EvalConfig(seq_len=64, stride=16))["learns"].verdict == "skipped"
+
+
+# --- rules on a model and on clocks
+
+def test_a_parameter_without_gradient_and_a_second_forward_are_found(ground):
+    class Odd(GPT):
+        def forward(self, ids, **more): return super().forward(ids, **more) * (1.01 if self.training else 1.0)
+    odd = Odd(ground.model.cfg)
+    odd.load_state_dict(ground.model.state_dict())
+    odd.register_parameter("hidden_table", torch.nn.Parameter(torch.ones(3, 3)))
+    report = audit(ModelPredictor(odd), ground.ids, ground.table, SLIDING)
+    assert report["gradients"].verdict == "fail" and "hidden_table" in report["gradients"].evidence
+    assert report["forwards"].verdict == "fail" and "training" in report["forwards"].evidence
+
+
+def test_clocks():
+    h100 = "NVIDIA H100 80GB HBM3"
+    assert check_clock({"training": 588.0, "packing": 11.0}, h100, 8)[0] == "pass"
+    assert check_clock({"training": 588.0, "packing": 13.0}, h100, 8)[0] == "fail"
+    assert check_clock({"training": 588.0, "packing": None}, h100, 8)[0] == "skipped"
+    assert check_clock({"training": 5.0}, h100, 1)[0] == check_clock({"training": 5.0}, "x86_64", 8)[0] == "not applicable"
+    assert check_clock({"training": None}, h100, 8)[0] == "skipped"
+
+
+# --- files, runs, the command
+
+def test_a_run_passes_and_a_touched_score_fails(finished, tmp_path, capsys):
+    run, dataset = finished
+    words = ["--data", str(dataset.train[0].parent)]
+    assert audit_main([str(run), *words]) == 0
+    said, saved = capsys.readouterr().out, json.loads((run / "audit.json").read_text())
+    assert "no rule is broken" in said and saved["ok"] and saved["failed"] == [] and len(saved["findings"]) == len(RULES)
+    assert {f["rule"]: f["verdict"] for f in saved["findings"]}["independence"] == "skipped"
+    touched = shutil.copytree(run, tmp_path / "run")
+    with np.load(run / "positions.npz") as each: arrays = dict(each)
+    arrays["nats"] = np.minimum(arrays["nats"], 5.0)   # somebody was disappointed
+    np.savez_compressed(touched / "positions.npz", **arrays)
+    score = json.loads((run / "score.json").read_text())
+    score["loss"] = float(arrays["nats"].astype(np.float64).mean())
+    score["bpb"] = score["loss"] * score["tokens"] / np.log(2) / score["bytes"]
+    (touched / "score.json").write_text(json.dumps(score))
+    assert audit_main([str(touched), *words, "--thorough", "--json", str(tmp_path / "j.json")]) == 1
+    assert json.loads((tmp_path / "j.json").read_text())["failed"] == ["rescored"]
+
+
+def test_an_artifact_goes_through_the_cage(finished, capsys):
+    run, dataset = finished
+    assert audit_main([str(run / "model.pgolf"), "--data", str(dataset.train[0].parent), "--json", str(run / "x.json")]) == 0
+    said = {f["rule"]: f for f in json.loads((run / "x.json").read_text())["findings"]}
+    assert said["cage"]["verdict"] == "pass" and "opened model.pgolf and nothing else" in said["cage"]["evidence"]
+    assert said["round trip"]["verdict"] == "pass" and said["claim"]["verdict"] == "skipped"
+
+
+def test_a_submission_folder_is_counted_whole(finished, tmp_path):
+    run, dataset = finished
+    folder = tmp_path / "submission"
+    folder.mkdir()
+    shutil.copy(run / "model.pgolf", folder)
+    (folder / "train_gpt.py").write_text("print()\n")
+    (folder / "README.md").write_text("x" * 100_000)
+    assert "train_gpt.py 8" in audit_folder(folder, dataset)["size"].evidence
+    (folder / "tables.bin").write_bytes(bytes(16_000_000))
+    report = audit_folder(folder, dataset)
+    assert report.failed == ["size"] and "tables.bin 16,000,000" in report["size"].evidence
+
+
+@pytest.mark.parametrize("words, said", [(["no/such/thing"], "is no file, no folder and no recipe"), (["tinny"], "no recipe")])
+def test_what_is_no_subject_is_refused(words, said, capsys):
+    assert audit_main(words) == 2 and said in capsys.readouterr().err
+
+
+def test_help_has_an_example_and_bad_usage_is_two(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop: audit_main(["--help"])
+    assert stop.value.code == 0 and "pgolf_audit out/tiny-seed1" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop: audit_main([])
+    assert stop.value.code == 2
+    (tmp_path / "noise.pgolf").write_bytes(b"noise")
+    assert audit_main([str(tmp_path / "noise.pgolf")]) == 2
+
+
+@pytest.mark.slow
+def test_the_recipe_that_met_the_validation_set_is_found(finished):
+    _, dataset = finished
+    small = dict(vocab=512, steps=2, dim=16, layers=4)
+    dirty = audit_recipe(faithful("pr1992", "smoke", **small), dataset, effort=Effort(positions=128, tokens=24))
+    assert set(dirty.failed) == {"stamps", "independence"}, dirty
+    clean = audit_recipe(get("pr1992", "smoke", **small), dataset, effort=Effort(positions=128, tokens=24))
+    assert clean.ok and clean["independence"].verdict == "pass" and clean["learns"].verdict == "pass", clean
+
+
+def test_a_copy_is_made_of_what_is_handed_over(ground):
+    model = copy.deepcopy(ground.model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert audit(make_predictor(model, ttt=TOY_TTT), ground.ids, ground.table, SLIDING).ok
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert brief_training(copy.deepcopy(model), ground.train_ids, 1) is not model
