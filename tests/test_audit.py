@@ -1,8 +1,12 @@
 "The referee: catches each cheat by its rule, fails nobody who is honest, never says pass for what did not run"
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +14,12 @@ import torch
 
 from pgolf import audit as referee
 from pgolf.audit import RULES, AuditReport, Effort, Finding, audit, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
-from pgolf.cheats import CHEATS, GALLERY_EFFORT, TOY_TTT, brief_training, make_ground, try_cheat
+from pgolf.cheats import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, TOY_TTT, brief_training, make_ground, try_cheat
 from pgolf.data import write_shard
-from pgolf.evaluate import EvalConfig, ModelPredictor, document_spans
+from pgolf.evaluate import EvalConfig, ModelPredictor, document_spans, evaluate
 from pgolf.model import GPT
-from pgolf.ngram import NgramConfig, make_predictor
+from pgolf.ngram import make_predictor
 from pgolf.recipes import faithful, get, run_recipe
-from pgolf.ttt import LoRAConfig
 
 
 @pytest.fixture(scope="module")
@@ -60,37 +63,12 @@ def test_every_cheat_is_caught_by_its_rule(ground, name):
 
 # --- honest predictors
 
-BY_DOCUMENT = EvalConfig("documents", seq_len=64, doc_chunk=16, doc_batch=3, chunk_tokens=192)
-SLIDING = EvalConfig(seq_len=64, stride=16, chunk_tokens=192, batch_seqs=4)
-STREAMING = EvalConfig("streaming", seq_len=64, stream_chunk=16, chunk_tokens=192)
-LORA, NGRAM = LoRAConfig(rank=2, lr=0.01), NgramConfig(chunk_tokens=192)
-LEARNED = replace(NGRAM, gate="learned", every=1)
-HONEST = {
-    "full": (dict(), replace(SLIDING, cut="full")),
-    "sliding": (dict(), SLIDING),
-    "streaming": (dict(), STREAMING),
-    "lanes": (dict(), replace(STREAMING, lanes=2)),
-    "documents": (dict(), BY_DOCUMENT),
-    "isolated rows": (dict(isolate=True), SLIDING),
-    "sgd": (dict(ttt=TOY_TTT), SLIDING),
-    "adamw": (dict(ttt=replace(TOY_TTT, optimizer="adamw", lr=0.002)), SLIDING),
-    "lora": (dict(lora=LORA), BY_DOCUMENT),
-    "n-gram": (dict(ngram=NGRAM), SLIDING),
-    "learned n-gram": (dict(ngram=LEARNED), SLIDING),
-    "n-gram over sgd": (dict(ngram=NGRAM, ttt=TOY_TTT), SLIDING),
-    "n-gram streaming": (dict(ngram=NGRAM), STREAMING),
-    "all": (dict(ngram=LEARNED, ttt=TOY_TTT, lora=LORA), BY_DOCUMENT),
-    "all, in order": (dict(ngram=LEARNED, ttt=TOY_TTT, lora=LORA), replace(BY_DOCUMENT, doc_order="stream")),
-}
-
-
 @pytest.mark.parametrize("name", HONEST)
 def test_no_honest_predictor_is_failed(ground, name):
     options, cfg = HONEST[name]
     make = lambda: make_predictor(ground.model, **options)
-    apart = name in ("documents", "lora", "isolated rows")
-    report = audit(make, ground.ids, ground.table, cfg, claim=ground.score(make(), cfg), decode=referee.decoder_of(ground.dataset.tokenizer),
-                   train_ids=[ground.train_ids], isolated=apart and name != "isolated rows", effort=replace(GALLERY_EFFORT, replays=8))
+    report = audit(make, ground.ids, ground.table, cfg, claim=evaluate(make(), ground.ids, ground.table, cfg), decode=referee.decoder_of(ground.dataset.tokenizer),
+                   train_ids=[ground.train_ids], isolated=name in ("documents", "lora"), effort=replace(GALLERY_EFFORT, replays=8))
     bad = set() if name != "lanes" else {"rescored"}
     assert report.ok, report
     for rule in {"causal", "distribution", "target", "order", "once", "hidden", "repeatable", "round trip", "bytes", "rescored", "claim", "files", "disjoint"} - bad:
@@ -238,3 +216,16 @@ def test_a_copy_is_made_of_what_is_handed_over(ground):
     assert audit(make_predictor(model, ttt=TOY_TTT), ground.ids, ground.table, SLIDING).ok
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert brief_training(copy.deepcopy(model), ground.train_ids, 1) is not model
+
+
+@pytest.mark.slow
+def test_the_referee_notebook_runs_and_keeps_its_record(bench, tmp_path):
+    out = tmp_path / "referee"
+    words = [w for name, value in {"out": str(out), "quick": "True"}.items() for w in ("-p", name, value)]
+    command = [sys.executable, "-m", "papermill", "nbs/runs/referee.ipynb", str(tmp_path / "done.ipynb"), "--no-progress-bar", *words]
+    done = subprocess.run(command, cwd=bench, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((out / "referee.json").read_text())
+    assert record["cheats"] and all(c["caught"] for c in record["cheats"]) and all(h["ok"] for h in record["honest"])
+    assert {r["name"]: r["broken"] for r in record["recipes"]}["pr1992"] == ["stamps", "independence"]
+    assert (out / "referee.png").read_bytes()[:4] == b"\x89PNG"
