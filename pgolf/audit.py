@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'RULES', 'SAMPLED', 'THOROUGH', 'ROUNDING', 'SUM_TOLERANCE', 'CLOCK', 'PREDICTOR_LACKS', 'CAGE_FROM',
-           'ARTIFACT_LACKS', 'PAPERS', 'Finding', 'judge', 'AuditReport', 'as_build', 'Effort', 'choose_slice', 'Trial',
-           'plain_rows', 'state_digest', 'Witness', 'BlindStream', 'Case', 'run_trial', 'altered', 'row_gap',
-           'replay_slots', 'check_causal', 'check_distribution', 'TargetProbe', 'check_target', 'check_order',
-           'check_once', 'check_again', 'check_learns', 'check_isolation', 'check_document_end', 'coding_case',
-           'unseen', 'check_round_trip', 'judge_decoded', 'noted_files', 'check_files', 'check_bytes', 'decoder_of',
-           'as_claim', 'check_claim', 'sampled_windows', 'compare_losses', 'check_rescored', 'check_stamps',
-           'check_size', 'check_independence', 'document_hashes', 'check_disjoint', 'check_clock', 'check_gradients',
-           'check_forwards', 'check_packing', 'make_case', 'trial_findings', 'audit', 'model_findings',
-           'slice_settings', 'Caged', 'start_caged', 'check_cage', 'audit_artifact', 'other_validation',
-           'make_artifact', 'check_recipe_independence', 'small_recipe', 'run_claim', 'run_clocks', 'audit_run',
-           'audit_recipe', 'shipped_parts', 'audit_folder', 'audit_parser', 'dataset_for', 'audit_subject',
-           'audit_main']
+           'NO_CAGE', 'ARTIFACT_LACKS', 'PAPERS', 'Finding', 'judge', 'AuditReport', 'as_build', 'Effort',
+           'choose_slice', 'Trial', 'plain_rows', 'state_digest', 'Witness', 'BlindStream', 'Case', 'run_trial',
+           'altered', 'row_gap', 'replay_slots', 'check_causal', 'check_distribution', 'TargetProbe', 'check_target',
+           'check_order', 'check_once', 'check_again', 'check_learns', 'check_isolation', 'check_document_end',
+           'coding_case', 'unseen', 'check_round_trip', 'judge_decoded', 'noted_files', 'check_files', 'check_bytes',
+           'decoder_of', 'as_claim', 'check_claim', 'sampled_windows', 'compare_losses', 'check_rescored',
+           'check_stamps', 'check_size', 'check_independence', 'document_hashes', 'check_disjoint', 'check_clock',
+           'check_gradients', 'check_forwards', 'check_packing', 'make_case', 'trial_findings', 'audit',
+           'score_findings', 'origin_findings', 'model_findings', 'slice_settings', 'Caged', 'start_caged',
+           'check_cage', 'audit_artifact', 'other_validation', 'make_artifact', 'check_recipe_independence',
+           'small_recipe', 'run_claim', 'run_clocks', 'audit_run', 'audit_recipe', 'shipped_parts', 'audit_folder',
+           'audit_parser', 'dataset_for', 'audit_subject', 'audit_main']
 
 # %% ../nbs/15_audit.ipynb #20024038
 import argparse
@@ -907,6 +907,7 @@ def make_case(
     tolerance = tolerance if tolerance is not None else ROUNDING if torch.device(device).type == 'cpu' else 1e-3
     return Case(build, sees, ids, table, cfg, torch.Generator().manual_seed(seed), windows, tolerance), first
 
+# %% ../nbs/15_audit.ipynb #497cf133
 def trial_findings(
     case:Case,
     first,          # a fresh predictor
@@ -933,7 +934,7 @@ def trial_findings(
     out.append(judge('round trip', coder, case, base) if coder else judge('round trip', check_round_trip, case, base, effort.tokens))
     return out, base
 
-# %% ../nbs/15_audit.ipynb #daa5c3b7
+# %% ../nbs/15_audit.ipynb #79496f86
 def audit(
     subject,            # a predictor, a function that makes one, or one of the validation stream that makes one
     ids,                # the validation stream
@@ -957,20 +958,13 @@ def audit(
     part = ids if windows is not None else choose_slice(ids, effort.positions, cfg.bos)
     with noted_files(opened := []): case, first = make_case(subject, part, table, cfg, seed, windows)
     findings, base = trial_findings(case, first, effort, isolated, opened)
-    whole = replace(cfg, chunk_tokens=cfg.chunk_tokens or case.cfg.chunk_tokens)
-    findings += [judge('files', check_files, opened, set()), judge('bytes', check_bytes, ids, table, decode, cfg.bos, effort.documents),
-                 judge('claim', check_claim, as_claim(claim), ids, table),
-                 judge('rescored', check_rescored, as_claim(claim), case, base, ids, whole, effort.windows),
-                 judge('stamps', check_stamps, getattr(first, 'stamps', ()), (as_claim(claim) or {}).get('stamps', ()))]
+    whole, claim = replace(cfg, chunk_tokens=cfg.chunk_tokens or case.cfg.chunk_tokens), as_claim(claim)
+    findings += score_findings(case, base, ids, whole, claim, decode, effort)
+    findings += [judge('files', check_files, opened, set()), judge('stamps', check_stamps, getattr(first, 'stamps', ()), (claim or {}).get('stamps', ()))]
     shipped = dict(parts or {}) | {Path(p).name: Path(p).stat().st_size for p in opened if Path(p).is_file()}
-    findings += [judge('size', check_size, shipped) if shipped else Finding('size', 'skipped', "a predictor in memory has no files"),
-                 judge('independence', check_independence, case.build, case.ids, _other_text(case)) if case.sees_stream
-                 else Finding('independence', 'skipped', "the predictor came ready made: hand over the function of the validation stream that makes it"),
-                 judge('disjoint', check_disjoint, train_ids, ids, cfg.bos) if train_ids is not None else Finding('disjoint', 'skipped', "no training data was given")]
-    findings += [Finding(rule, 'skipped', why) for rule, why in PREDICTOR_LACKS.items()]
-    model = getattr(first, 'model', None)
-    if hasattr(model, 'unused'): findings += model_findings(model, case.ids[:65])
-    else: findings += [Finding(r, 'not applicable', "the predictor is no model of this library") for r in ('gradients', 'forwards')]
+    findings += [judge('size', check_size, shipped) if shipped else Finding('size', 'skipped', "a predictor in memory has no files")]
+    findings += origin_findings(case, ids, train_ids) + [Finding(rule, 'skipped', why) for rule, why in PREDICTOR_LACKS.items()]
+    findings += model_findings(getattr(first, 'model', None), case.ids[:65])
     return AuditReport(type(first).__name__, findings, seed=seed, effort=asdict(effort), cut=asdict(case.cfg), positions=len(case.ids) - 1)
 
 PREDICTOR_LACKS = {'cage': "a predictor in memory cannot be moved into a process of its own: audit its artifact", 'packing': "no artifact was given",
@@ -980,11 +974,37 @@ def _other_text(case:Case)->Tensor:
     "Another validation set: the same documents in place, other words"
     return altered(case.ids, torch.arange(1, len(case.ids)), case.table.vocab, case.generator, case.cfg.bos)
 
+def score_findings(
+    case:Case,
+    base:Trial,
+    ids:Tensor,     # [N+1] the whole stream
+    cfg:EvalConfig, # of the score
+    claim:dict|None,
+    decode,         # tokens of a document -> its bytes, or None
+    effort:Effort,
+    tolerance:float=0.02, # nats between a loss of the score and one computed again
+    again:Callable|None=None, # computes all losses again
+)->list[Finding]:
+    "The rules on a score"
+    return [judge('bytes', check_bytes, ids, case.table, decode, cfg.bos, effort.documents), judge('claim', check_claim, claim, ids, case.table),
+            judge('rescored', check_rescored, claim, case, base, ids, cfg, effort.windows, tolerance, again)]
+
+def origin_findings(
+    case:Case,
+    ids:Tensor, # [N+1] the whole stream
+    train_ids,  # training streams, or None
+)->list[Finding]:
+    "The rules on where a predictor comes from"
+    apart = judge('independence', check_independence, case.build, case.ids, _other_text(case)) if case.sees_stream else \
+        Finding('independence', 'skipped', "the predictor came ready made: hand over the function of the validation stream that makes it")
+    return [apart, judge('disjoint', check_disjoint, train_ids, ids, case.cfg.bos) if train_ids is not None else Finding('disjoint', 'skipped', "no training data was given")]
+
 def model_findings(
     model,
     ids:Tensor, # [T+1]
 )->list[Finding]:
     "The rules on a model alone"
+    if not hasattr(model, 'unused'): return [Finding(r, 'not applicable', "the predictor is no model of this library") for r in ('gradients', 'forwards')]
     return [judge('gradients', check_gradients, model, ids), judge('forwards', check_forwards, model, ids)]
 
 # %% ../nbs/15_audit.ipynb #b42b432a
@@ -1067,27 +1087,23 @@ def audit_artifact(
     pristine = None if 'adapt_first' in study else packed_slice_predictor(data, settings) # unpacked once, copied for each use
     build = (lambda s: packed_slice_predictor(data, settings, s)) if pristine is None else pristine
     with noted_files(opened := []): case, first = make_case(build, part, table, small, seed)
-    scoring = (claim or {}).get('seconds', {}).get('total', math.inf)
+    began, scoring = time.perf_counter(), (claim or {}).get('seconds', {}).get('total', math.inf)
     wanted = cage if cage is not None else effort is not SAMPLED or scoring >= CAGE_FROM
-    began = time.perf_counter()
     caged, coding = start_caged(data, path, settings, case, effort.tokens) if wanted else None, time.perf_counter() - began
     apart = cfg.cut == 'documents' and not (recipe.get('ngram') or recipe.get('ttt'))
     findings, base = trial_findings(case, first, effort, apart, opened, caged.round_trip if caged else None)
     findings = [replace(f, seconds=f.seconds + coding) if f.rule == 'round trip' else f for f in findings]
-    locked = judge('cage', check_cage, caged) if caged else Finding('cage', 'skipped', f"starting a process takes seconds, and a sampled audit a tenth of the evaluation, "
-                                                                    f"which took {scoring:.0f} s: the thorough audit does it")
     again = (lambda: evaluate(packed_predictor(data, ids, True, torch.device('cpu'))[0], ids, table, cfg, accept_illegal=True).nats) if thorough else None
+    findings += score_findings(case, base, ids, cfg, claim, decoder_of(dataset.tokenizer), effort, tolerance, again)
     stamps = [f"the recipe names {s}" for s in study], model.stamps, getattr(first, 'stamps', ()), (claim or {}).get('stamps', ())
-    findings += [locked, judge('files', check_files, opened, set()),
-                 judge('bytes', check_bytes, ids, table, decoder_of(dataset.tokenizer), cfg.bos, effort.documents), judge('claim', check_claim, claim, ids, table),
-                 judge('rescored', check_rescored, claim, case, base, ids, cfg, effort.windows, tolerance, again), judge('stamps', check_stamps, *stamps),
-                 judge('size', check_size, {path.name: len(data)} | (parts or {})), judge('packing', check_packing, data, effort.numbers),
-                 judge('disjoint', check_disjoint, map(_shard_tokens, dataset.train), ids, cfg.bos), *model_findings(model, case.ids[:65])]
-    have = {f.rule for f in more}
-    findings += more + [Finding(r, 'skipped', why) for r, why in ARTIFACT_LACKS.items() if r not in have]
+    findings += [judge('cage', check_cage, caged) if caged else Finding('cage', 'skipped', NO_CAGE.format(scoring)), judge('files', check_files, opened, set()),
+                 judge('stamps', check_stamps, *stamps), judge('size', check_size, {path.name: len(data)} | (parts or {})),
+                 judge('packing', check_packing, data, effort.numbers), judge('disjoint', check_disjoint, map(_shard_tokens, dataset.train), ids, cfg.bos)]
+    findings += model_findings(model, case.ids[:65]) + more + [Finding(r, 'skipped', why) for r, why in ARTIFACT_LACKS.items() if r not in {f.rule for f in more}]
     return AuditReport(path.name, findings, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), seed=seed, effort=asdict(effort), cut=asdict(case.cfg), positions=len(case.ids) - 1)
 
 CAGE_FROM = 100.0 # seconds of an evaluation from which a sampled audit starts a process
+NO_CAGE = "starting a process takes seconds, and a sampled audit a tenth of the evaluation, which took {:.0f} s: the thorough audit does it"
 ARTIFACT_LACKS = {'independence': "an artifact alone does not say how it was made: audit its recipe", 'training clock': "no run was given", 'evaluation clock': "no run was given"}
 
 def _shard_tokens(path)->Tensor:
