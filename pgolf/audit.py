@@ -1019,7 +1019,8 @@ def slice_settings(
     small = replace(cfg, seq_len=seq, stride=min(cfg.stride, max(1, seq // 4)), doc_chunk=min(cfg.doc_chunk, max(1, seq // 4)), doc_batch=min(cfg.doc_batch, 3),
                     batch_seqs=min(cfg.batch_seqs, 2), lanes=1, window=min(cfg.window, seq), stream_chunk=min(cfg.stream_chunk, 16), chunk_tokens=chunk)
     lesson = dict(chunk_tokens=chunk, seq_len=min((recipe.get('ttt') or {}).get('seq_len', 16), max(2, n // 20)), batch_seqs=4)
-    return small, {'ttt': lesson, 'ngram': dict(chunk_tokens=chunk)}
+    hashed = {'buckets': 2**max(1, int(math.log2(max(2, n / 2))))} if 'hashed_ngram' in recipe.get('study', ()) else {} # two tokens a bucket, the record's load
+    return small, {'ttt': lesson, 'ngram': dict(chunk_tokens=chunk)} | hashed
 
 @dataclass
 class Caged:

@@ -510,7 +510,7 @@ def try_honest(
                  isolated=name in ('documents', 'lora'), effort=effort or GALLERY_EFFORT, seed=seed)
 
 # %% ../nbs/21_cheats.ipynb #5b05eb2d
-GALLERY_EFFORT = Effort(positions=768, replays=4, probes=8, tokens=48)
+GALLERY_EFFORT = Effort(positions=768, replays=4, probes=8, tokens=96) # 96: enough for a lesson on the way
 
 def try_cheat(
     cheat:Cheat,

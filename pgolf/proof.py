@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .artifact import open_header, seal
 from .evaluate import EvalConfig, Query, document_spans, evaluate
+from .ngram import HashedCache
 from .recipes import packed_predictor
 from .tokenizer import ByteTable
 
@@ -243,7 +244,7 @@ def leave_network()->bool: # did it work?
 # %% ../nbs/23_proof.ipynb #adf12a19
 def packed_slice_predictor(
     data:bytes,   # an artifact
-    settings:dict,# changes of its recipe, per section (eval, ttt, lora, ngram), so that a slice is long enough to learn from
+    settings:dict,# changes of its recipe, per section (eval, ttt, lora, ngram), so that a slice is long enough to learn from; buckets of a hashed cache
     ids:Tensor|None=None, # the stream: for those that are trained on it before
 ):                # a predictor, from nothing but these bytes
     "What the artifact says it is to be scored with, on the CPU"
@@ -251,7 +252,9 @@ def packed_slice_predictor(
     recipe = header['meta']['recipe']
     for name, changes in settings.items():
         if recipe.get(name) is not None: recipe[name] |= changes
-    return packed_predictor(seal(header, bytes(payload)), ids, True, torch.device('cpu'))[0]
+    predictor = packed_predictor(seal(header, bytes(payload)), ids, True, torch.device('cpu'))[0]
+    if 'buckets' in settings: predictor.cache = HashedCache(predictor.cache.orders, predictor.cache.min_count, settings['buckets'])
+    return predictor
 
 @dataclass
 class CageJob:
