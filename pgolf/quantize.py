@@ -377,7 +377,7 @@ def collect_sensitivity(
     seed:int=0,         # of the labels drawn from the model
 )->dict[str, Tensor]:   # parameter name -> [..., R], nats a token over squared weight, twice
     "Mean diagonal Fisher information of the weights of each row"
-    params = {k: p for k, p in model.named_parameters() if p.ndim > 1}
+    params = {k: p for k, p in model.named_parameters() if p.ndim}
     found, tokens, g = {k: torch.zeros_like(p[..., 0]) for k, p in params.items()}, 0, None
     for batch in batches:
         ids, cu = getattr(batch, 'x', batch), getattr(batch, 'cu_seqlens', None)
@@ -397,7 +397,7 @@ def repaired(
     H:Tensor,        # [..., C, C]
     damp:float=0.01, # as for GPTQ
 )->Tensor:           # [...]
-    "Share of rounding's output error that GPTQ's feedback leaves: mean of L_jj^2 over mean of H_jj"
+    "Share of rounding's output error that GPTQ's feedback leaves, columns in the order given: mean of L_jj^2 over that of H_jj"
     diag = H.float().diagonal(dim1=-2, dim2=-1)
     damped = H.float() + torch.diag_embed((damp * diag.mean(-1, keepdim=True)).clamp_min(1e-30).expand_as(diag))
     L, failed = torch.linalg.cholesky_ex(damped)
