@@ -57,10 +57,9 @@ CODED = {'fisher 3e-4 (GPTQ, one price for every weight)': priced(3e-4),
          'sigma 12.85 (GPTQ, SDClip), embedding sigma 20 at 8 bits': sdclip(12.85),
          'max (int6 rows), embedding 8 bits': Plan()}
 ROWS8 = dict(embed_method='rows', embed_clip='percentile 99.99984', table_clip='percentile 99.99984')
-TRADES = {f'fisher {x}': priced(x) for x in (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3)} | {
-    f'sigma {k}, embedding sigma 20': sdclip(k) for k in (8, 12.85, 20)} | {
-    f'sigma {k}, embedding int8 rows': sdclip(k, **ROWS8) for k in (8, 12.85, 20, 27)} | {
-    f'int{b} max, embedding int8 rows': Plan(bank_method='gptq', bank_bits=b) for b in (4, 5, 6)}
+TRADES = {f'fisher {x}': priced(x) for x in (2e-4, 3e-4, 5e-4, 1e-3)} | {
+    f'sigma {k}, embedding int8 rows': sdclip(k, **ROWS8) for k in (8, 12.85, 20)} | {
+    f'int{b} max, embedding int8 rows': Plan(bank_method='gptq', bank_bits=b) for b in (4, 5, 6)} | {'int6 max, rounded plainly': Plan()}
 
 
 class Trained:

@@ -408,16 +408,16 @@ def calibrate(
     model:nn.Module,
     plan:Plan,
     batches:Iterable,   # of training data
-)->dict|None:           # second moments by parameter; under 'sensitivity', those of the rows. None if the plan needs neither
+)->dict|None:           # on the CPU: second moments by parameter; under 'sensitivity', that of the rows. None if the plan needs neither
     "All that a plan wants to know about the data"
     rules = [(getattr(plan, f'{g}_method'), getattr(plan, f'{g}_clip')) for g in ('bank', 'embed', 'table')]
     rules += [(e.get('method'), e.get('clip') or '') for e in plan.exceptions.values()]
     fisher = any(clip.startswith('fisher') for _, clip in rules)
     if not fisher and 'gptq' not in [m for m, _ in rules]: return None
     batches = list(batches)
-    found = collect_hessians(model, batches)
+    found = {k: H.cpu() for k, H in collect_hessians(model, batches).items()}
     if fisher:
-        rows, roles = collect_sensitivity(model, batches), model.roles()
+        rows, roles = {k: v.cpu() for k, v in collect_sensitivity(model, batches).items()}, model.roles()
         method = lambda k: rule_for(plan, k, roles[k], model.get_parameter(k).numel()).method
         for k, H in found.items():
             if method(k) == 'gptq': rows[k] = rows[k] * repaired(H, plan.damp)[..., None]
