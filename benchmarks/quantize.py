@@ -18,7 +18,7 @@ import torch
 from pgolf.bits import bits_per_byte
 from pgolf.data import open_dataset
 from pgolf.model import token_loss
-from pgolf.quantize import Codes, Plan, collect_hessians, dequantize_state, gptq, output_error, quantize_model, round_rows, row_scale, top_code
+from pgolf.quantize import Codes, Plan, calibrate, dequantize_state, gptq, output_error, quantize_model, round_rows, row_scale, top_code
 from pgolf.recipes import calibration_batches, read_recipe
 from pgolf.train import load_weights
 
@@ -95,16 +95,18 @@ PLANS = {'fp16': Plan(bank_method='fp16', embed_method='fp16')} | {
     'int6 max with the reference floor, rows': Plan(embed_method='fp16', faithful=True),
     'int6 best row, rows': Plan(bank_clip='best row', embed_method='fp16'),
     'int6 best matrix, rows': Plan(bank_clip='best matrix', embed_method='fp16')} | {
-    f'int6 sigma {k}, {m}': Plan(bank_method=m, bank_clip=f'sigma {k}', embed_method='fp16') for k in (12.85, 25) for m in ('rows', 'gptq')}
+    f'int6 sigma {k}, {m}': Plan(bank_method=m, bank_clip=f'sigma {k}', embed_method='fp16') for k in (12.85, 25) for m in ('rows', 'gptq')} | {
+    f'fisher 3e-4, {m}': Plan(bank_method=m, bank_bits=8, bank_clip='fisher 3e-4', embed_method='fp16') for m in ('rows', 'gptq')}
 
 
 def quality(run, data):
     "Output error of every matrix and bits per byte of every plan, on a trained run"
     recipe, dataset = read_recipe(run), open_dataset(data)
     model = load_weights(Path(run) / 'weights.pt')
-    hessians = collect_hessians(model, calibration_batches(recipe, dataset))
+    hessians = calibrate(model, PLANS['fisher 3e-4, gptq'], calibration_batches(recipe, dataset))
     ratios = {}
     for name, H in hessians.items():
+        if name == 'sensitivity': continue
         w = dict(model.named_parameters())[name]
         ratios[name] = (output_error(w, gptq(w, H, 6, 12.85, name=name), H) / output_error(w, round_rows(w, 6, 'sigma 12.85'), H)).flatten().tolist()
     base, lost = bpb(model, dataset), {}
