@@ -4,25 +4,30 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OWN_FILE', 'BY_STRING', 'GUARD', 'STAND_INS', 'LIMIT_BYTES', 'CODER_LIBRARIES', 'RESULT_HEAD',
-           'BundleError', 'package_sources', 'global_names', 'evaluated', 'has_effect', 'Piece', 'ModuleParts',
-           'statement_text', 'is_script_part', 'sort_import', 'take_apart', 'strange_parts', 'check_piece', 'Bundler',
-           'AbsentLibrary', 'SilentBar', 'import_lines', 'Bundle', 'make_bundle', 'challenge_data', 'embedded_data',
-           'coder_libraries', 'check_libraries', 'train_gpt_parser', 'final_figures', 'print_figures', 'train_gpt_main',
-           'minified', 'self_extracting', 'train_gpt_script', 'SubmissionError', 'FinishedRun', 'read_json',
-           'corpus_of', 'read_finished', 'check_together', 'seedless', 'run_log', 'pinned', 'changed_fields',
-           'markdown_table', 'method_text', 'result_rows', 'compliance_text', 'reproduce_text', 'readme_text',
-           'submission_record']
+           'ALLOWED_PACKAGES', 'GUARD_SCRIPT', 'MARGIN_NATS', 'BundleError', 'package_sources', 'global_names',
+           'evaluated', 'has_effect', 'Piece', 'ModuleParts', 'statement_text', 'is_script_part', 'sort_import',
+           'take_apart', 'strange_parts', 'check_piece', 'Bundler', 'AbsentLibrary', 'SilentBar', 'import_lines',
+           'Bundle', 'make_bundle', 'challenge_data', 'embedded_data', 'coder_libraries', 'check_libraries',
+           'train_gpt_parser', 'final_figures', 'print_figures', 'train_gpt_main', 'minified', 'self_extracting',
+           'train_gpt_script', 'SubmissionError', 'FinishedRun', 'read_json', 'corpus_of', 'read_finished',
+           'check_together', 'seedless', 'run_log', 'pinned', 'changed_fields', 'markdown_table', 'method_text',
+           'result_rows', 'compliance_text', 'reproduce_text', 'readme_text', 'submission_record', 'allowed_modules',
+           'clean_environment', 'run_alone', 'prove', 'prove_equal', 'make_submission', 'margin_bpb', 'welch_power',
+           'seeds_needed', 'SeedComparison', 'by_seed', 'compare_seeds', 'submit_parser', 'dropped_seeds',
+           'submit_main']
 
 # %% ../nbs/16_submission.ipynb #4219977f
 import argparse, ast, base64, builtins, hashlib, importlib.metadata, json, lzma, math, os, re, subprocess, sys, symtable, tempfile, time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
 import brotli
+import numpy as np
 import python_minifier
 from scipy import stats
 
@@ -413,6 +418,7 @@ def train_gpt_main(
         return 128 + e.signum if isinstance(e, TrainStopped) else 1
 
 # %% ../nbs/16_submission.ipynb #7b01389e
+@lru_cache(maxsize=4)
 def minified(
     text:str, # a script
 )->str:
@@ -594,8 +600,9 @@ def compliance_text(runs:Sequence[FinishedRun])->str:
     "The referee's verdicts, or that there are none"
     out = []
     for r in runs:
-        rows = next((v for v in r.audit.values() if isinstance(v, list) and v and isinstance(v[0], dict) and "verdict" in v[0]), [])
-        if rows: out += [f"Seed {r.seed}:", "", markdown_table([(row.get("rule", ""), row["verdict"], row.get("evidence", "")) for row in rows], ("rule", "verdict", "evidence")), ""]
+        rows, failed = r.audit.get("findings", []), ", ".join(r.audit.get("failed", []))
+        said = f"the referee finds broken: {failed}" if failed else "the referee finds no rule broken" if r.audit.get("ok") else "the referee gives no verdict"
+        if rows: out += [f"Seed {r.seed}: {said}.", "", markdown_table([(f["rule"], f["verdict"], f["evidence"]) for f in rows], ("rule", "verdict", "evidence")), ""]
         else: out += [f"Seed {r.seed}: not audited.", ""]
     return "\n".join(out).strip()
 
@@ -610,7 +617,7 @@ def reproduce_text(
     lines = ["```sh", f"pip install -r requirements.txt  # Python {r.start['versions']['python']}", *(f"{start} --seed {x.seed} --out run{x.seed}" for x in runs), "```", "",
              f"The script {data}, and needs nothing but the packages named. The runs used {r.start['hardware']}, {n} process{'es' if n > 1 else ''}."]
     if proof: lines += ["", f"`proof.json`: this `train_gpt.py`, run alone in an empty folder ({proof['how']}), gave val_bpb {proof['script']['val_bpb']:.8f} and the artifact "
-                        f"{proof['script']['artifact_sha256'][:12]} for seed {proof['seed']}: " + ("equal to the run's." if proof["equal"] else "NOT equal to the run's.")]
+                        f"{proof['script']['artifact_sha256'][:12]} for seed {proof['seed']}: equal to the run's."]
     return "\n".join(lines)
 
 # %% ../nbs/16_submission.ipynb #15544e05
@@ -646,3 +653,265 @@ def submission_record(
             "val_bpb_sd": None if math.isnan(sd) else sd, "val_loss": loss, "seeds": [r.seed for r in counted], "dropped": {str(s): reason for s, reason in drop.items()},
             "seed_results": each, "bytes_code": code, "bytes_model": model, "bytes_total": code + model, "hardware": f"{runs[0].start['ranks']} x {runs[0].start['hardware']}",
             "recipe": runs[0].recipe.name, "dataset": runs[0].corpus, "tokens": runs[0].score["tokens"], "bytes_scored": runs[0].score["bytes"]}
+
+# %% ../nbs/16_submission.ipynb #81132456
+ALLOWED_PACKAGES = ("torch", "numpy", "sentencepiece", "brotli", "constriction", "zstandard")
+
+GUARD_SCRIPT = '''import runpy, sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+names, sys.argv = set(sys.argv[1].split(",")) | set(sys.stdlib_module_names), sys.argv[2:]
+class Only(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if path is None and name not in names and not name.startswith("_sysconfigdata"): return None
+        return PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Only]
+runpy.run_path(sys.argv[0], run_name="__main__")
+'''
+
+@lru_cache
+def allowed_modules(
+    packages:tuple=ALLOWED_PACKAGES,
+)->tuple[str, ...]: # top-level modules
+    "What may be imported: these packages and all that they require themselves"
+    plain, wanted, todo = lambda name: re.sub(r"[-_.]+", "-", name).lower(), set(), list(packages)
+    while todo:
+        if (name := plain(todo.pop())) in wanted: continue
+        wanted.add(name)
+        try: needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError: continue
+        todo += [re.match(r"[\w.-]+", need)[0] for need in needs if "extra ==" not in need]
+    return tuple(sorted(top for top, owners in importlib.metadata.packages_distributions().items() if wanted & set(map(plain, owners))))
+
+# %% ../nbs/16_submission.ipynb #93db58af
+def clean_environment(
+    home:Path,         # stands for the user's home
+    run:FinishedRun,   # the number of threads is the run's
+)->dict:
+    "An environment with nothing in it but what a machine needs"
+    threads = re.search(r"(\d+) threads", run.start["hardware"])
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "SYSTEMROOT", "LANG", "OMP_NUM_THREADS")}
+    return kept | ({"OMP_NUM_THREADS": threads[1]} if threads else {}) | {"HOME": str(home), "TMPDIR": str(home), "PYTHONNOUSERSITE": "1"}
+
+def run_alone(
+    script:Path,      # the exported file
+    run:FinishedRun,  # what it shall repeat
+    data:str,         # dataset folder; "" = the script's default
+    python:str,       # interpreter
+)->dict:              # its figures
+    "Run a script in an empty folder, with a clean environment and few packages"
+    with tempfile.TemporaryDirectory() as tmp:
+        alone, home = Path(tmp)/"alone", Path(tmp)/"home"
+        alone.mkdir(), home.mkdir()
+        (alone/"train_gpt.py").write_bytes(Path(script).read_bytes())
+        (home/"guard.py").write_text(GUARD_SCRIPT)
+        if run.recipe.train.max_seconds: (alone/"run").mkdir(); (alone/"run"/"weights.pt").write_bytes((run.folder/"weights.pt").read_bytes())
+        n = run.start["ranks"]
+        command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"] if n > 1 else [python, "-I"]
+        command += [str(home/"guard.py"), ",".join(allowed_modules()), "train_gpt.py", "--seed", str(run.seed), "--device", run.start["device"].partition(":")[0]]
+        done = subprocess.run(command + (["--data", str(Path(data).resolve())] if data else []), cwd=alone, env=clean_environment(home, run), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode: raise SubmissionError(f"{script} fails when it runs alone: " + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]))
+        return json.loads((alone/"run"/"figures.json").read_text())
+
+# %% ../nbs/16_submission.ipynb #6c8106ae
+def prove(
+    script:str|Path, # the exported file
+    run:str|Path,    # run folder that it shall repeat
+    data:str|Path="",# dataset folder; "" = the run's own
+    python:str=sys.executable, # interpreter, e.g. of another environment
+)->dict:             # "equal", and both sides' figures
+    "Does the exported file, alone, give the run's artifact and score?"
+    r = read_finished(run)
+    data = str(data) or str(read_run(r.folder).get("settings", {}).get("data", ""))
+    if not data and r.corpus != "embedded": raise SubmissionError(f"the proof needs the data that {r.folder} used ({r.corpus}, {r.recipe.model.vocab} pieces): name its folder")
+    began = time.monotonic()
+    figures = run_alone(Path(script), r, data, python)
+    mine = {"val_bpb": r.score["val_bpb"], "artifact_sha256": r.sha256, "artifact_bytes": r.size}
+    alone = {k: figures[k] for k in mine}
+    how = ("from its trained weights, which a wall clock ended" if r.recipe.train.max_seconds else "trained from nothing") + f"; importable: {', '.join(ALLOWED_PACKAGES)} and what they require"
+    return {"equal": alone == mine, "seed": r.seed, "run": mine, "script": alone, "how": how, "script_sha256": sha256_file(script),
+            "code_bytes": Path(script).stat().st_size, "seconds": round(time.monotonic() - began, 1)}
+
+def prove_equal(
+    script:str,      # text of the exported file
+    run:FinishedRun,
+    data:str|Path,
+)->dict:             # of `prove`
+    "The proof of a script that is not yet handed in; SubmissionError where it is not the run"
+    with tempfile.TemporaryDirectory() as tmp: proof = prove(write_atomic(Path(tmp)/"train_gpt.py", script.encode()), run.folder, data)
+    if not proof["equal"]: raise SubmissionError(f"the script alone gives {proof['script']}, {run.folder} has {proof['run']}: not the same, nothing was written")
+    return proof
+
+# %% ../nbs/16_submission.ipynb #8906c1db
+def make_submission(
+    runs:Sequence[str|Path], # finished run folders, the seeds of one recipe
+    out:str|Path,            # the folder to make; new or empty
+    author:str="",
+    github_id:str="",
+    name:str="",             # of the entry; "" = the recipe's title
+    minify:bool=False,
+    pack:str="",             # "lzma" or "brotli": the script unpacks itself
+    drop:Mapping[int, str]|None=None, # seed -> why it does not count; it is listed all the same
+    proof:bool=False,        # run the script alone, and compare
+    data:str|Path="",        # dataset folder of the proof; "" = the run's own
+)->dict:                     # submission.json
+    "The folder that is handed in"
+    found, out, drop = sorted((read_finished(r) for r in runs), key=lambda r: r.seed), Path(out), dict(drop or {})
+    check_together(found, drop)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise SubmissionError(f"{out} is not empty: name a new folder")
+    first = next(r for r in found if r.seed not in drop)
+    script = train_gpt_script(first.recipe, first.corpus or "fineweb10B", minify, pack)
+    about = submission_record(found, code := len(script.encode()), drop, author, github_id, name)
+    if (over := about["bytes_total"] - LIMIT_BYTES) > 0:
+        raise SubmissionError(f"{about['bytes_total']:,} bytes are {over:,} too many (code {code:,}, model {about['bytes_model']:,}): lower the recipe's limit, minify or pack")
+    proven = prove_equal(script, first, data) if proof else {}
+    files = {"README.md": readme_text(about, found, drop, proven), "submission.json": json.dumps(about, indent=1), "requirements.txt": pinned(first), "train_gpt.py": script}
+    files |= {f"train_seed{r.seed}.log": run_log(r) for r in found} | ({"proof.json": json.dumps(proven, indent=1)} if proven else {})
+    out.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items(): write_atomic(out/file, text.encode())
+    return about
+
+# %% ../nbs/16_submission.ipynb #5ac1a3ef
+MARGIN_NATS = 0.005
+
+def margin_bpb(
+    tokens_per_byte:float,        # of the tokenizer whose nats per token are meant
+    nats:float=MARGIN_NATS,
+)->float:                         # bits per byte
+    "A margin in nats per token as bits per byte"
+    return nats / math.log(2) * tokens_per_byte
+
+# %% ../nbs/16_submission.ipynb #60714833
+def welch_power(
+    seeds:int,          # in each group
+    effect:float,       # true advantage beyond the margin
+    sd:float,           # of ours
+    sd_theirs:float=0.0,# 0 = a number taken as exact
+    alpha:float=0.01,   # the p to get below
+)->float:
+    "Chance that a true advantage is seen"
+    if not (true := math.sqrt((sd**2 + sd_theirs**2)/seeds)): return float(effect > 0)
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    seen = stats.chi2.ppf((nodes + 1)/2, seeds - 1)/(seeds - 1) # variance that is seen, times the true one
+    a, b = sd**2/seeds * seen[:, None], sd_theirs**2/seeds * seen
+    critical = stats.t.isf(alpha, (a + b)**2/(a*a + b*b) * (seeds - 1))
+    return float(weights/2 @ stats.norm.sf((critical*np.sqrt(a + b) - effect)/true) @ weights/2)
+
+def seeds_needed(
+    effect:float,       # true advantage beyond the margin
+    sd:float,
+    sd_theirs:float=0.0,
+    alpha:float=0.01,
+    power:float=0.9,    # chance to see it
+    most:int=10_000,
+)->int:                 # in each group; 0 = more than `most`, or no advantage at all
+    "Seeds that show an advantage"
+    if effect <= 0: return 0
+    tries = range(2, most + 1)
+    at = bisect_left(tries, True, key=lambda n: welch_power(n, effect, sd, sd_theirs, alpha) >= power)
+    return tries[at] if at < len(tries) else 0
+
+# %% ../nbs/16_submission.ipynb #e87e7df0
+@dataclass(frozen=True)
+class SeedComparison:
+    "Per-seed scores of two recipes, and whether ours beat theirs by the margin"
+    ours:dict          # seed -> bits per byte, all that were run
+    theirs:dict|float  # the same, or one number taken as exact
+    dropped:dict       # seed of ours -> reason
+    margin:float       # bits per byte
+    margin_nats:float
+    gap:float          # theirs less ours, means of the seeds that count
+    t:float            # Welch's, beyond the margin
+    df:float
+    p:float            # one-sided
+    needed:int         # seeds on each side that would show this gap with a power of 0.9; 0 = none would
+    alpha:float
+
+    @property
+    def beaten(self)->bool: return self.p < self.alpha
+
+    def table(self)->Table:
+        "All of it"
+        show = lambda scores, drop: ", ".join(f"{s}: {v:.6f}" for s, v in scores.items() if s not in drop)
+        spread = lambda scores, drop: "%.6f, sd %.6f" % mean_sd([v for s, v in scores.items() if s not in drop])
+        rows = [["ours, by seed", show(self.ours, self.dropped)], ["ours, mean", spread(self.ours, self.dropped)]]
+        rows += [[f"left out: seed {s}, {self.ours[s]:.6f}", reason] for s, reason in self.dropped.items()]
+        rows += [["theirs, taken as exact", f"{self.theirs:.6f}"]] if isinstance(self.theirs, float) else [["theirs, by seed", show(self.theirs, {})], ["theirs, mean", spread(self.theirs, {})]]
+        rows += [["advantage", f"{self.gap:+.6f} bpb"], ["margin", f"{self.margin_nats:g} nats per token of theirs = {self.margin:.6f} bpb"], ["Welch's t beyond the margin", f"{self.t:.3f} with {self.df:.2f} degrees of freedom"],
+                 ["p, one-sided", f"{self.p:.3g}"], ["verdict", f"{'beaten' if self.beaten else 'not shown to be beaten'} by the margin at p < {self.alpha:g}"],
+                 ["seeds on each side to show it, 9 times in 10", str(self.needed or "none: there is no advantage beyond the margin")]]
+        return Table(rows, head=["bits per byte", ""])
+
+    def __repr__(self): return repr(self.table())
+    def _repr_html_(self): return self.table()._repr_html_()
+
+# %% ../nbs/16_submission.ipynb #c10e3ce3
+def by_seed(scores)->dict:
+    "Scores as {seed: score}; a plain list counts its seeds from 1"
+    return dict(scores) if isinstance(scores, Mapping) else dict(enumerate(map(float, scores), 1))
+
+def compare_seeds(
+    ours:Mapping|Sequence,         # val_bpb by seed
+    theirs:Mapping|Sequence|float, # val_bpb by seed, or one number taken as exact
+    tokens_per_byte:float,         # of theirs: tokens / bytes of score.json
+    margin_nats:float=MARGIN_NATS, # by how much to win, nats per token
+    drop:Mapping|None=None,        # seed of ours -> why it does not count
+    alpha:float=0.01,
+)->SeedComparison:
+    "Do our seeds beat theirs by the margin?"
+    ours, drop, exact = by_seed(ours), dict(drop or {}), isinstance(theirs, (int, float))
+    for seed, reason in drop.items():
+        if seed not in ours or not str(reason).strip(): raise SubmissionError(f"seed {seed} is left out: it must be among ours, and needs a reason")
+    x, margin = [v for s, v in ours.items() if s not in drop], margin_bpb(tokens_per_byte, margin_nats)
+    theirs = float(theirs) if exact else by_seed(theirs)
+    y = theirs if exact else list(theirs.values())
+    if len(x) < 2 or not exact and len(y) < 2: raise SubmissionError("one seed has no spread: a comparison needs at least two on each side, or one exact number")
+    p, (mean, sd), (other, sd_other) = p_lower(x, y, margin), mean_sd(x), (y, 0.0) if exact else mean_sd(y)
+    a, b, gap = sd**2/len(x), 0.0 if exact else sd_other**2/len(y), other - mean
+    t = (gap - margin) / math.sqrt(a + b) if a + b else math.copysign(math.inf, gap - margin)
+    df = (a + b)**2 / (a*a/(len(x) - 1) + (0.0 if exact else b*b/(len(y) - 1))) if a + b else math.nan
+    return SeedComparison(ours, theirs, drop, margin, margin_nats, gap, t, df, p, seeds_needed(gap - margin, sd, sd_other, alpha), alpha)
+
+# %% ../nbs/16_submission.ipynb #6e44fa83
+def submit_parser()->argparse.ArgumentParser:
+    "Arguments of `pgolf_submit`"
+    p = argparse.ArgumentParser(prog="pgolf_submit", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Make the folder that is handed in from finished runs: train_gpt.py, README.md, submission.json, requirements.txt, a log per seed.",
+        epilog="example:\n  pgolf_submit out/pr1536-seed1 out/pr1536-seed2 out/pr1536-seed3 --out entry --author 'A. Uthor' --github-id auth --minify --pack lzma --prove")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="finished run folders: the seeds of one recipe")
+    p.add_argument("--out", required=True, help="folder to make, new or empty")
+    p.add_argument("--author", default="", help="who hands it in")
+    p.add_argument("--github-id", default="", help="account of the author")
+    p.add_argument("--name", default="", help="of the entry (default: the recipe's title)")
+    p.add_argument("--minify", action="store_true", help="shorter code: no comments, short local names")
+    p.add_argument("--pack", default="", choices=["lzma", "brotli"], help="let the script unpack itself")
+    p.add_argument("--drop", action="append", default=[], metavar="SEED=REASON", help="a seed that does not count, and why; it stays in the table")
+    p.add_argument("--prove", action="store_true", help="run the script alone in an empty folder and compare")
+    p.add_argument("--data", default="", help="dataset folder for --prove (default: the run's own)")
+    return p
+
+def dropped_seeds(
+    words:Sequence[str], # SEED=REASON
+)->dict[int, str]:
+    "Reads --drop"
+    for word in words:
+        if not re.fullmatch(r"\d+=.*\S.*", word): raise SubmissionError(f"--drop {word}: write SEED=REASON, a number and why it does not count")
+    return {int(word.partition("=")[0]): word.partition("=")[2] for word in words}
+
+# %% ../nbs/16_submission.ipynb #896e3338
+def submit_main(argv:list[str]|None=None)->int:
+    "`pgolf_submit`: what goes wrong is one sentence and a status"
+    a = submit_parser().parse_args(argv)
+    try:
+        drop = dropped_seeds(a.drop)
+        about = make_submission(a.runs, a.out, a.author, a.github_id, a.name, a.minify, a.pack, drop, a.prove, a.data)
+    except (ValueError, OSError) as e:
+        sys.stderr.write(f"pgolf_submit: {e}\n")
+        return 1
+    for seed, reason in drop.items(): print(f"seed {seed} left out: {reason}")
+    print(f"{a.out}: val_bpb {about['val_bpb']:.6f} over {len(about['seeds'])} seeds; code {about['bytes_code']:,} + model {about['bytes_model']:,} = {about['bytes_total']:,} of {LIMIT_BYTES:,} bytes"
+          + ("; proof: equal" if a.prove else ""))
+    return 0
+
+# %% ../nbs/16_submission.ipynb #08f069dc
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(submit_main())
