@@ -6,7 +6,7 @@
 __all__ = ['RECIPE_SECTIONS', 'RECIPE_OPTIONS', 'STUDIES', 'SP1024', 'SP8192', 'SP8192_TRAIN', 'ROWS', 'GPTQ', 'RECIPES',
            'FAITHFUL', 'SCALES', 'Recipe', 'names', 'faithful', 'Scale', 'scaled', 'get', 'override', 'write_recipe',
            'read_recipe', 'prepare_data', 'build', 'calibration_batches', 'best_device', 'pack_run', 'packed_predictor',
-           'score_run', 'run_recipe', 'recipes_parser', 'recipes_main']
+           'score_artifact', 'score_run', 'run_recipe', 'recipes_parser', 'recipes_main']
 
 # %% ../nbs/13_recipes.ipynb #854f53b7
 import argparse
@@ -132,7 +132,16 @@ def _tiny()->Recipe:
         Plan(bank_method="gptq", bank_clip="max"), EvalConfig(seq_len=704, stride=64), calibration=8)
 
 # %% ../nbs/13_recipes.ipynb #826b6a96
-RECIPES = {"tiny": _tiny, "pr761": _pr761, "pr1232": _pr1232, "pr1696": _pr1696, "pr1536": _pr1536, "pr1992": _pr1992}
+def _best()->Recipe:
+    "Ours: the small batches and the recurrent stack of PR 1992, the token memory of PR 1232, and what learns while it is scored"
+    return Recipe("best", "Ours: what paid off of all techniques, legally",
+        GPTConfig(**SP8192, qk_gain=5.25, gate="headwise", rope_train_len=2048, value_residual=True, bigram_buckets=4096, smear=True, smear_reset=True),
+        TrainConfig(**SP8192_TRAIN, embed_wd=0.085, warmdown_frac=0.72, batch_tokens=196_608, accum=1, ema_decay=0.99, order="shuffled", ns="polar", proj_group="matrix"),
+        Plan(**GPTQ | dict(coder="auto"), embed_bits=7, embed_clip="sigma 15"), EvalConfig(), TTTConfig("sgd", 0.005, epochs=3),
+        ngram=NgramConfig(gate="learned"))
+
+# %% ../nbs/13_recipes.ipynb #2495083c
+RECIPES = {"tiny": _tiny, "pr761": _pr761, "pr1232": _pr1232, "pr1696": _pr1696, "pr1536": _pr1536, "pr1992": _pr1992, "best": _best}
 
 def names()->list[str]:
     "The recipes there are"
@@ -198,9 +207,10 @@ def _shorter_training(c:TrainConfig, s:Scale, planned:int)->TrainConfig:
     batch = max(seq, _part(c.batch_tokens, s.batch / 786_432, min(c.batch_tokens, s.batch // 4)) // seq * seq)
     steps = min(planned, max(1, s.tokens // batch))
     share = steps / planned
+    keep = lambda decay: 1 - (1 - decay) / share # as long a memory, as a part of the run
     return replace(c, steps=steps, max_seconds=0.0, reserve_seconds=0.0, batch_tokens=batch, seq_len=seq, accum=1, warmup_steps=min(c.warmup_steps, 1),
         warmdown_iters=max(1, round(c.warmdown_iters * share)), muon_momentum_steps=round(c.muon_momentum_steps * share),
-        ema_decay=max(0.0, 1 - (1 - c.ema_decay) / share), swa_every=max(1, round(c.swa_every * share)), checkpoint_seconds=60.0)
+        muon_momentum=max(min(c.muon_momentum, c.muon_momentum_start), keep(c.muon_momentum)), ema_decay=max(0.0, keep(c.ema_decay)), swa_every=max(1, round(c.swa_every * share)), checkpoint_seconds=60.0)
 
 # %% ../nbs/13_recipes.ipynb #327786cc
 def scaled(
@@ -362,23 +372,33 @@ def packed_predictor(
     return (Mixture(predictor, HashedCache(hashed.orders, hashed.min_count), hashed) if hashed else predictor), cfg
 
 # %% ../nbs/13_recipes.ipynb #1162fad1
-def score_run(
-    run:str|Path,        # has model.pgolf
+def score_artifact(
+    data:bytes,          # an artifact
     dataset:Dataset,     # its validation part is scored
     progress=True,       # a bar, or a function of (done, total, bpb)
     accept_illegal:bool=False, # run what the recipe's `study` names
     device:torch.device|None=None, # None = a GPU where there is one
 )->Score:
-    "Score what is in the artifact, the way it says, on all ranks together: model.pgolf -> score.json and positions.npz"
-    run, data, ids = Path(run), (Path(run)/"model.pgolf").read_bytes(), dataset.val_ids()
+    "Score what an artifact holds, the way it says, on all ranks together; ConfigError on a dataset of another vocabulary"
+    facts = inspect(data)
+    if facts["model"]["vocab"] != dataset.vocab:
+        raise ConfigError(f"the artifact predicts {facts['model']['vocab']} pieces, dataset {dataset.name} has {dataset.vocab}: score it on its own kind")
+    ids, unchecked = dataset.val_ids(), "hashed_ngram" in facts["meta"]["recipe"].get("study", ())
     predictor, cfg = packed_predictor(data, ids, accept_illegal, device)
-    if inspect(data)["model"]["vocab"] != dataset.vocab:
-        raise ConfigError(f"{run/'model.pgolf'} predicts {inspect(data)['model']['vocab']} pieces, dataset {dataset.name} has {dataset.vocab}: score it on its own kind")
-    unchecked = "hashed_ngram" in inspect(data)["meta"]["recipe"].get("study", ())
-    score = evaluate(predictor, ids, dataset.byte_table(), cfg, progress=progress, accept_illegal=unchecked)
+    return evaluate(predictor, ids, dataset.byte_table(), cfg, progress=progress, accept_illegal=unchecked)
+
+def score_run(
+    run:str|Path,        # has model.pgolf
+    dataset:Dataset,     # its validation part is scored
+    progress=True,       # as for `score_artifact`
+    accept_illegal:bool=False, # as for `score_artifact`
+    device:torch.device|None=None, # as for `score_artifact`
+)->Score:
+    "Score a run folder's artifact: model.pgolf -> score.json and positions.npz"
+    score = score_artifact((Path(run)/"model.pgolf").read_bytes(), dataset, progress, accept_illegal, device)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        score.save_positions(run/"positions.npz")
-        write_atomic(run/"score.json", json.dumps(score.to_json() | {"val_loss": score.loss, "val_bpb": score.bpb}, indent=1).encode())
+        score.save_positions(Path(run)/"positions.npz")
+        write_atomic(Path(run)/"score.json", json.dumps(score.to_json() | {"val_loss": score.loss, "val_bpb": score.bpb}, indent=1).encode())
     return score
 
 # %% ../nbs/13_recipes.ipynb #3cae21fc
