@@ -175,7 +175,7 @@ class Scale:
     batches:int # for calibration
 
 SCALES = {"full": None,
-          "cpu": Scale(dim=128, heads=4, layers=6, vocab=512, seq_len=256, batch=2048, tokens=614_400, stride=32, batches=8),
+          "cpu": Scale(dim=128, heads=4, layers=6, vocab=512, seq_len=256, batch=1024, tokens=409_600, stride=32, batches=8),
           "smoke": Scale(dim=32, heads=2, layers=4, vocab=320, seq_len=64, batch=1024, tokens=8192, stride=16, batches=2)}
 
 # %% ../nbs/13_recipes.ipynb #7bcd0325
