@@ -37,7 +37,7 @@ from .data import Dataset, open_dataset, sha256_file
 from .lab import Table, read_events, read_run
 from .recipes import Recipe, prepare_data, read_recipe, run_recipe
 from .tokenizer import write_atomic
-from .train import CheckpointError, TrainError, TrainStopped, differing, joined_ranks, read_state
+from .train import CheckpointError, TrainError, TrainStopped, current_ranks, differing, joined_ranks, read_state
 
 # %% ../nbs/16_submission.ipynb #991616b0
 class BundleError(ValueError):
@@ -414,7 +414,7 @@ def train_gpt_main(
             write_atomic(Path(args.out)/"figures.json", json.dumps(figures, indent=1).encode())
             return print_figures(figures)
     except (ValueError, OSError, ImportError, TrainError) as e:
-        sys.stderr.write(f"train_gpt.py: {e}\n")
+        if not isinstance(e, TrainStopped) or current_ranks().rank == 0: sys.stderr.write(f"train_gpt.py: {e}\n")
         return 128 + e.signum if isinstance(e, TrainStopped) else 1
 
 # %% ../nbs/16_submission.ipynb #7b01389e
@@ -591,6 +591,7 @@ def result_rows(
              f"{r.size:,}", f"{r.size + code:,}", r.sha256[:12], f"left out: {drop[r.seed]}" if r.seed in drop else "") for r in runs]
     counted = [r for r in runs if r.seed not in drop]
     (loss, loss_sd), (bpb, sd) = (mean_sd([r.score[k] for r in counted]) for k in ("val_loss", "val_bpb"))
+    if len(counted) == 1: return rows
     return rows + [("mean", "", "", "", f"{loss:.6f}", f"{bpb:.6f}", "", "", "", f"{len(counted)} seeds"), ("sd", "", "", "", f"{loss_sd:.6f}", f"{sd:.6f}", "", "", "", "")]
 
 RESULT_HEAD = ("seed", "steps", "training s", "evaluation s", "val_loss", "val_bpb", "artifact bytes", "with code", "artifact sha256", "note")
@@ -628,11 +629,13 @@ def readme_text(
     proof:dict,
 )->str:
     "README.md of a submission"
-    recipe, spread = runs[0].recipe, "" if math.isnan(sd := about["val_bpb_sd"] if about["val_bpb_sd"] is not None else math.nan) else f", sd {sd:.6f}"
-    parts = [f"# {about['name']}", f"val_bpb **{about['val_bpb']:.6f}** (mean of {len(about['seeds'])} seeds{spread}); at most {about['bytes_total']:,} of {LIMIT_BYTES:,} bytes.",
+    recipe, n, sd = runs[0].recipe, len(about["seeds"]), about["val_bpb_sd"]
+    over = "one seed" if sd is None else f"mean of {n} seeds, sd {sd:.6f}"
+    parts = [f"# {about['name']}", f"val_bpb **{about['val_bpb']:.6f}** ({over}); at most {about['bytes_total']:,} of {LIMIT_BYTES:,} bytes. "
+             f"Scored: {about['tokens']:,} tokens that stand for {about['bytes_scored']:,} bytes of {about['dataset'] or 'the validation text'}.",
              "## Method", method_text(recipe), "## Results, measured", markdown_table(result_rows(runs, about["bytes_code"], drop), RESULT_HEAD),
              "Every seed that was run is listed.", "## Compliance", compliance_text(runs), "## Reproduce", reproduce_text(runs, proof)]
-    if recipe.reported: parts += ["## Reported by the author of the original recipe, not measured here", markdown_table(recipe.reported.items(), ("figure", "reported"))]
+    if recipe.reported: parts += ["## Reported by the author of the original recipe at its full size, not measured here", markdown_table(recipe.reported.items(), ("figure", "reported"))]
     return "\n\n".join(parts) + "\n"
 
 def submission_record(
@@ -705,7 +708,9 @@ def run_alone(
         alone.mkdir(), home.mkdir()
         (alone/"train_gpt.py").write_bytes(Path(script).read_bytes())
         (home/"guard.py").write_text(GUARD_SCRIPT)
-        if run.recipe.train.max_seconds: (alone/"run").mkdir(); (alone/"run"/"weights.pt").write_bytes((run.folder/"weights.pt").read_bytes())
+        if run.recipe.train.max_seconds:
+            if not (weights := run.folder/"weights.pt").is_file(): raise SubmissionError(f"{run.folder} has no weights.pt: a run that a clock ended is proven from its weights")
+            write_atomic(alone/"run"/"weights.pt", weights.read_bytes())
         n = run.start["ranks"]
         command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"] if n > 1 else [python, "-I"]
         command += [str(home/"guard.py"), ",".join(allowed_modules()), "train_gpt.py", "--seed", str(run.seed), "--device", run.start["device"].partition(":")[0]]

@@ -206,6 +206,8 @@ def test_a_run_under_a_clock_is_proven_from_its_weights(run_of, words, tmp_path)
     assert read_finished(run).end["reason"] == "seconds"
     proof = prove(written(tmp_path / "x.py", run, **SMALL), run, shards(words))
     assert proof["equal"] and "from its trained weights" in proof["how"]
+    with pytest.raises(SubmissionError, match="has no weights.pt"):
+        prove(tmp_path / "x.py", changed(run, tmp_path, weights_pt=None), shards(words))
 
 
 @pytest.mark.slow
