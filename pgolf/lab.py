@@ -82,7 +82,7 @@ def parameter_value(
     "Checks one value against its annotation"
     if kind is float and type(value) is int: return float(value)
     if kind is dict and isinstance(value, str): return parse_overrides(value)
-    if kind is list and isinstance(value, str): return parse_list(value)
+    if kind is list and not isinstance(value, list): return parse_list(value) if isinstance(value, str) else [value]
     if type(value) is kind: return value
     raise Refusal(f"parameter {name} must be {kind.__name__}, not {value!r}")
 
