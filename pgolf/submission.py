@@ -13,8 +13,8 @@ __all__ = ['MAKERS', 'OWN_FILE', 'BY_STRING', 'GUARD', 'STAND_INS', 'LIMIT_BYTES
            'check_together', 'seedless', 'run_log', 'pinned', 'changed_fields', 'markdown_table', 'method_text',
            'result_rows', 'compliance_text', 'reproduce_text', 'readme_text', 'submission_record', 'allowed_modules',
            'clean_environment', 'run_alone', 'prove', 'prove_equal', 'make_submission', 'margin_bpb', 'welch_power',
-           'seeds_needed', 'SeedComparison', 'by_seed', 'compare_seeds', 'submit_parser', 'dropped_seeds',
-           'submit_main']
+           'seeds_needed', 'SeedComparison', 'by_seed', 'compare_seeds', 'compare_runs', 'submit_parser',
+           'dropped_seeds', 'submit_main']
 
 # %% ../nbs/16_submission.ipynb #4219977f
 import argparse, ast, base64, builtins, hashlib, importlib.metadata, json, lzma, math, os, re, subprocess, sys, symtable, tempfile, time
@@ -780,11 +780,11 @@ def make_submission(
 MARGIN_NATS = 0.005
 
 def margin_bpb(
-    tokens_per_byte:float,        # of the tokenizer whose nats per token are meant
+    bytes_per_token:float,        # of the tokenizer whose nats per token are meant
     nats:float=MARGIN_NATS,
 )->float:                         # bits per byte
     "A margin in nats per token as bits per byte"
-    return nats / math.log(2) * tokens_per_byte
+    return nats / math.log(2) / bytes_per_token
 
 # %% ../nbs/16_submission.ipynb #60714833
 def welch_power(
@@ -858,7 +858,7 @@ def by_seed(scores)->dict:
 def compare_seeds(
     ours:Mapping|Sequence,         # val_bpb by seed
     theirs:Mapping|Sequence|float, # val_bpb by seed, or one number taken as exact
-    tokens_per_byte:float,         # of theirs: tokens / bytes of score.json
+    bytes_per_token:float,         # of theirs: bytes / tokens of score.json
     margin_nats:float=MARGIN_NATS, # by how much to win, nats per token
     drop:Mapping|None=None,        # seed of ours -> why it does not count
     alpha:float=0.01,
@@ -867,7 +867,7 @@ def compare_seeds(
     ours, drop, exact = by_seed(ours), dict(drop or {}), isinstance(theirs, (int, float))
     for seed, reason in drop.items():
         if seed not in ours or not str(reason).strip(): raise SubmissionError(f"seed {seed} is left out: it must be among ours, and needs a reason")
-    x, margin = [v for s, v in ours.items() if s not in drop], margin_bpb(tokens_per_byte, margin_nats)
+    x, margin = [v for s, v in ours.items() if s not in drop], margin_bpb(bytes_per_token, margin_nats)
     theirs = float(theirs) if exact else by_seed(theirs)
     y = theirs if exact else list(theirs.values())
     if len(x) < 2 or not exact and len(y) < 2: raise SubmissionError("one seed has no spread: a comparison needs at least two on each side, or one exact number")
@@ -876,6 +876,21 @@ def compare_seeds(
     t = (gap - margin) / math.sqrt(a + b) if a + b else math.copysign(math.inf, gap - margin)
     df = (a + b)**2 / (a*a/(len(x) - 1) + (0.0 if exact else b*b/(len(y) - 1))) if a + b else math.nan
     return SeedComparison(ours, theirs, drop, margin, margin_nats, gap, t, df, p, seeds_needed(gap - margin, sd, sd_other, alpha), alpha)
+
+# %% ../nbs/16_submission.ipynb #626b2a72
+def compare_runs(
+    ours:Sequence[str|Path],   # scored run folders, the seeds of one recipe
+    theirs:Sequence[str|Path], # of another recipe, scored on the same text
+    margin_nats:float=MARGIN_NATS, # by how much to win, nats per token of theirs
+    drop:Mapping|None=None,    # seed of ours -> why it does not count
+    alpha:float=0.01,
+)->SeedComparison:
+    "`compare_seeds` of what is in run folders; SubmissionError where the bytes scored are not the same"
+    mine, other = ({r.seed: r.score for r in map(read_finished, runs)} for runs in (ours, theirs))
+    if len(mine) < len(ours) or len(other) < len(theirs): raise SubmissionError("two runs of one recipe have the same seed: a seed counts once")
+    if len(sizes := {s["bytes"] for s in [*mine.values(), *other.values()]}) > 1: raise SubmissionError(f"the runs were scored on texts of {' and '.join(f'{n:,}' for n in sorted(sizes))} bytes: score them on one")
+    first, bpb = next(iter(other.values())), lambda scores: {seed: s["val_bpb"] for seed, s in sorted(scores.items())}
+    return compare_seeds(bpb(mine), bpb(other), first["bytes"]/first["tokens"], margin_nats, drop, alpha)
 
 # %% ../nbs/16_submission.ipynb #6e44fa83
 def submit_parser()->argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from pgolf import recipes, submission
 from pgolf.data import build_dataset, embedded_dataset, folder_documents
-from pgolf.submission import (AbsentLibrary, BundleError, SilentBar, SubmissionError, compare_seeds, global_names, make_bundle, make_submission,
+from pgolf.submission import (AbsentLibrary, BundleError, SilentBar, SubmissionError, compare_runs, compare_seeds, global_names, make_bundle, make_submission,
                               margin_bpb, minified, package_sources, print_figures, prove, read_finished, run_alone, seeds_needed,
                               self_extracting, submit_main, train_gpt_parser, train_gpt_script)
 
@@ -362,35 +362,45 @@ def test_the_command(three, words, tmp_path, capsys):
 def test_welch_is_scipys():
     x, y = [1.0701, 1.0709, 1.0693], [1.0771, 1.0781, 1.0775, 1.0769]
     for margin in (0.0, 0.005, 0.02):
-        made = compare_seeds(x, y, 0.4, margin)
-        theirs = stats.ttest_ind(x, np.array(y) - margin_bpb(0.4, margin), equal_var=False, alternative="less")
+        made = compare_seeds(x, y, 2.5, margin)
+        theirs = stats.ttest_ind(x, np.array(y) - margin_bpb(2.5, margin), equal_var=False, alternative="less")
         assert (made.p, -made.t, made.df) == pytest.approx((theirs.pvalue, theirs.statistic, theirs.df), rel=1e-9)
-        exact = compare_seeds(x, 1.0775, 0.4, margin)
-        theirs = stats.ttest_1samp(x, 1.0775 - margin_bpb(0.4, margin), alternative="less")
+        exact = compare_seeds(x, 1.0775, 2.5, margin)
+        theirs = stats.ttest_1samp(x, 1.0775 - margin_bpb(2.5, margin), alternative="less")
         assert (exact.p, -exact.t, exact.df) == pytest.approx((theirs.pvalue, theirs.statistic, theirs.df), rel=1e-9)
 
 
 def test_the_margin_is_in_nats_per_token_of_theirs():
     score = json.loads('{"val_loss": 2.0, "tokens": 1000, "bytes": 2410}')
     bpb = lambda loss: loss / math.log(2) * score["tokens"] / score["bytes"]
-    assert margin_bpb(1000 / 2410) == pytest.approx(bpb(2.0) - bpb(1.995), rel=1e-9)
-    assert "0.005 nats per token of theirs = 0.002993 bpb" in repr(compare_seeds([1, 1.001], [1.1, 1.101], 1000 / 2410))
+    assert margin_bpb(2.41) == pytest.approx(bpb(2.0) - bpb(1.995), rel=1e-9)
+    assert "0.005 nats per token of theirs = 0.002993 bpb" in repr(compare_seeds([1, 1.001], [1.1, 1.101], 2.41))
 
 
 def test_every_seed_is_shown_and_a_drop_tells_why():
-    made = compare_seeds({1: 1.07, 2: 1.071, 5: 1.09}, {1: 1.08, 2: 1.081}, 0.4, drop={5: "a GPU was lost"})
-    assert made.p == compare_seeds({1: 1.07, 2: 1.071}, {1: 1.08, 2: 1.081}, 0.4).p
+    made = compare_seeds({1: 1.07, 2: 1.071, 5: 1.09}, {1: 1.08, 2: 1.081}, 2.5, drop={5: "a GPU was lost"})
+    assert made.p == compare_seeds({1: 1.07, 2: 1.071}, {1: 1.08, 2: 1.081}, 2.5).p
     for view in (repr(made), made._repr_html_()):
         assert "seed 5, 1.090000" in view and "a GPU was lost" in view
     for drop in ({5: ""}, {9: "gone"}):
         with pytest.raises(SubmissionError, match="needs a reason"):
-            compare_seeds({1: 1.07, 2: 1.071, 5: 1.09}, 1.08, 0.4, drop=drop)
+            compare_seeds({1: 1.07, 2: 1.071, 5: 1.09}, 1.08, 2.5, drop=drop)
     with pytest.raises(SubmissionError, match="no spread"):
-        compare_seeds([1.07], [1.08, 1.09], 0.4)
+        compare_seeds([1.07], [1.08, 1.09], 2.5)
+
+
+def test_runs_are_compared_on_one_text(three, run_of, tmp_path):
+    made = compare_runs(three[:2], [run_of("pr1536"), run_of("pr1536", seed=2)], margin_nats=0.0)
+    score = lambda run: json.loads((run / "score.json").read_text())
+    assert made.ours == {s: score(three[s - 1])["val_bpb"] for s in (1, 2)} and made.theirs == {s: score(run_of("pr1536", seed=s))["val_bpb"] for s in (1, 2)}
+    with pytest.raises(SubmissionError, match="scored on texts of"):
+        compare_runs(three[:2], [changed(r, tmp_path, score_json=score(r) | {"bytes": 7}) for r in three[:2]])
+    with pytest.raises(SubmissionError, match="same seed"):
+        compare_runs([three[0], three[0]], three)
 
 
 def test_seeds_without_spread():
-    assert compare_seeds([1.0, 1.0], [1.1, 1.1], 0.4).beaten and not compare_seeds([1.0, 1.0], [1.001, 1.001], 0.4).beaten
+    assert compare_seeds([1.0, 1.0], [1.1, 1.1], 2.5).beaten and not compare_seeds([1.0, 1.0], [1.001, 1.001], 2.5).beaten
 
 
 def test_seeds_needed_against_simulation():
