@@ -3,10 +3,12 @@ import ast
 import importlib
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from pgolf.data import build_dataset, embedded_dataset, folder_documents
 from pgolf.submission import (AbsentLibrary, BundleError, SilentBar, SubmissionError, compare_runs, compare_seeds, global_names, make_bundle, make_submission,
                               margin_bpb, minified, package_sources, print_figures, prove, read_finished, run_alone, seeds_needed,
                               self_extracting, submit_main, train_gpt_parser, train_gpt_script)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 # ---- the shaker, on packages made up
@@ -208,6 +212,24 @@ def test_a_run_under_a_clock_is_proven_from_its_weights(run_of, words, tmp_path)
     assert proof["equal"] and "from its trained weights" in proof["how"]
     with pytest.raises(SubmissionError, match="has no weights.pt"):
         prove(tmp_path / "x.py", changed(run, tmp_path, weights_pt=None), shards(words))
+
+
+ON_RANKS = """import sys
+from pgolf import recipes
+from pgolf.data import open_dataset
+from pgolf.train import joined_ranks
+with joined_ranks("cpu") as (_, device):
+    recipes.run_recipe(recipes.get("pr1536", scale="smoke"), sys.argv[1], open_dataset(sys.argv[2]), progress=False, device=device)
+"""
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_file_repeats_a_run_on_two_ranks(words, tmp_path):
+    (tmp_path / "ranks.py").write_text(ON_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "ranks.py", tmp_path / "run", shards(words)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    assert read_finished(tmp_path / "run").start["ranks"] == 2
+    assert prove(written(tmp_path / "x.py", tmp_path / "run", **SMALL), tmp_path / "run", shards(words))["equal"]
 
 
 @pytest.mark.slow
