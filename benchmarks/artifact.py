@@ -1,9 +1,11 @@
 """What the coders make of a trained model's codes, and what it takes to pack full-size models.
 
-    python -m benchmarks.artifact coders RUN [RUN ...]        # sizes beside the entropy, decoding speed, on finished runs
+    python -m benchmarks.artifact coders RUN [RUN ...] --data DATASET # sizes beside the entropy, decoding speed, on finished runs
+    python -m benchmarks.artifact trade RUN [RUN ...] --data DATASET  # bytes of the codes against lost bits per byte, plan by plan
     python -m benchmarks.artifact full [RECIPE ...]           # time, memory and the budget search at full size, initialised weights
 """
 import argparse
+import copy
 import lzma
 import resource
 import time
@@ -14,11 +16,12 @@ import brotli
 import numpy as np
 import torch
 
-from benchmarks.quantize import environment, save
+from benchmarks.quantize import bpb, environment, save
 from pgolf.artifact import ans_decode, ans_encode, choose_spread, fit_budget, inspect, pack_state, unpack
+from pgolf.data import open_dataset
 from pgolf.model import GPT
-from pgolf.quantize import Codes, Plan, collect_hessians, quantize_model
-from pgolf.recipes import get, names
+from pgolf.quantize import Codes, Plan, calibrate, collect_hessians, dequantize_state, quantize_model
+from pgolf.recipes import calibration_batches, get, names, read_recipe
 from pgolf.train import load_weights
 
 
@@ -36,37 +39,92 @@ def entropy_bytes(q):
 
 
 GENERAL = {'brotli 11 + byte-shuffle': lambda raw: brotli.compress(byte_shuffle(raw), quality=11, lgwin=24),
+           'brotli 11': lambda raw: brotli.compress(raw, quality=11, lgwin=24),
            'lzma 9': lambda raw: lzma.compress(raw, preset=9)}
-CODED = {'sigma 12.85 (SDClip), embedding sigma 20 at 8 bits': Plan(bank_clip='sigma 12.85', embed_clip='sigma 20'),
+
+
+def priced(x, **other):
+    "GPTQ with one price for every weight (clip `fisher`)"
+    return Plan(**dict(bank_method='gptq', bank_bits=8, bank_clip=f'fisher {x}', embed_method='gptq', embed_clip=f'fisher {x}', table_clip=f'fisher {x}') | other)
+
+
+def sdclip(k, **other):
+    "GPTQ with SDClip, the embedding as in PR 1536"
+    return Plan(**dict(bank_method='gptq', bank_clip=f'sigma {k}', embed_method='gptq', embed_clip='sigma 20', table_clip='sigma 20') | other)
+
+
+CODED = {'fisher 3e-4 (GPTQ, one price for every weight)': priced(3e-4),
+         'sigma 12.85 (GPTQ, SDClip), embedding sigma 20 at 8 bits': sdclip(12.85),
          'max (int6 rows), embedding 8 bits': Plan()}
+ROWS8 = dict(embed_method='rows', embed_clip='percentile 99.99984', table_clip='percentile 99.99984')
+TRADES = {f'fisher {x}': priced(x) for x in (2e-4, 3e-4, 5e-4, 1e-3)} | {
+    f'sigma {k}, embedding int8 rows': sdclip(k, **ROWS8) for k in (8, 12.85, 20)} | {
+    f'int{b} max, embedding int8 rows': Plan(bank_method='gptq', bank_bits=b) for b in (4, 5, 6)} | {'int6 max, rounded plainly': Plan()}
 
 
-def coders(runs):
+class Trained:
+    "A finished run, its calibration, and what a plan makes of it"
+    def __init__(self, run, data):
+        recipe, self.dataset = read_recipe(run), open_dataset(data)
+        self.model = load_weights(Path(run) / 'weights.pt')
+        t = time.process_time()
+        self.moments = calibrate(self.model, priced(1e-3), calibration_batches(recipe, self.dataset))
+        self.calibration_seconds, self.base = round(time.process_time() - t, 1), bpb(self.model, self.dataset)
+
+    def store(self, plan):
+        "Codes by tensor [L, R, C], and the bits per byte lost"
+        state, other = quantize_model(self.model, plan, self.moments), copy.deepcopy(self.model)
+        other.load_state_dict(dequantize_state(state))
+        codes = {k: v.codes.numpy() for k, v in state.items() if isinstance(v, Codes)}
+        return {k: q.reshape((-1,) + q.shape[-2:]) for k, q in codes.items()}, round(bpb(other, self.dataset) - self.base, 5)
+
+    @property
+    def about(self):
+        "What was trained"
+        return {'parameters': sum(p.numel() for p in self.model.parameters()), 'bits_per_byte': round(self.base, 5),
+                'calibration_cpu_seconds': self.calibration_seconds}
+
+
+def coders(runs, data):
     "All coders on the same codes, tensor by tensor"
     out = {}
     for run in runs:
-        model = load_weights(Path(run) / 'weights.pt')
+        trained = Trained(run, data)
+        out[Path(run).name] = trained.about
         for label, plan in CODED.items():
-            state = {k: v.codes.numpy() for k, v in quantize_model(model, replace(plan, small=0)).items() if isinstance(v, Codes)}
-            state = {k: q.reshape((-1,) + q.shape[-2:]) for k, q in state.items() if k != 'q_gain'}
+            state, lost = trained.store(plan)
             sizes = {k: {name: len(f(q.tobytes())) for name, f in GENERAL.items()} for k, q in state.items()}
             seconds = 0.0
             for k, q in state.items():
-                data = ans_encode(q, choose_spread(q))
+                stream = ans_encode(q, choose_spread(q))
                 t = time.process_time()
-                assert (ans_decode(data, q.shape) == q).all()
+                assert (ans_decode(stream, q.shape) == q).all()
                 seconds += time.process_time() - t
-                sizes[k] |= {'ours': len(data), 'entropy of the histogram': round(entropy_bytes(q))}
+                sizes[k] |= {'ours': len(stream), 'entropy of the histogram': round(entropy_bytes(q))}
             total = {name: sum(s[name] for s in sizes.values()) for name in next(iter(sizes.values()))}
             weights = sum(q.size for q in state.values())
             whole = b''.join(q.tobytes() for q in state.values())
             one = {name: len(f(whole)) for name, f in GENERAL.items()}  # all tensors in one stream, as the references pack
-            best = {name: min(total[name], one[name]) for name in GENERAL}
-            out.setdefault(Path(run).name, {'parameters': sum(p.numel() for p in model.parameters()), 'coded_weights': weights})[label] = {
+            best = {name: min(total[name], one[name]) for name in GENERAL}  # whichever of the two is better for the other coder
+            out[Path(run).name][label] = {
+                'coded_weights': weights, 'lost_bits_per_byte': lost,
                 'bytes': total, 'bytes_in_one_stream': one, 'bits_per_weight': {k: round(8 * v / weights, 4) for k, v in total.items()},
                 'ours_over': {k: round(total['ours'] / v, 4) for k, v in best.items()},
                 'ours_over_entropy': round(total['ours'] / total['entropy of the histogram'], 4),
                 'decoded_weights_per_cpu_second': round(weights / seconds), 'per_tensor': sizes}
+    return out
+
+
+def trade(runs, data):
+    "What each plan's codes take and lose"
+    out = {}
+    for run in runs:
+        trained = Trained(run, data)
+        out[Path(run).name] = trained.about
+        for label, plan in TRADES.items():
+            state, lost = trained.store(plan)
+            size = sum(len(ans_encode(q, choose_spread(q))) for q in state.values())
+            out[Path(run).name][label] = {'bytes': size, 'bits_per_weight': round(8 * size / sum(q.size for q in state.values()), 3), 'lost_bits_per_byte': lost}
     return out
 
 
@@ -108,9 +166,11 @@ def full(name):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['coders', 'full'])
+    parser.add_argument('what', choices=['coders', 'trade', 'full'])
     parser.add_argument('names', nargs='*')
+    parser.add_argument('--data')
     a = parser.parse_args()
-    if a.what == 'coders': save('artifact_coders', coders(a.names) | {'environment': environment()})
+    if a.what == 'coders': save('artifact_coders', coders(a.names, a.data) | {'environment': environment()})
+    elif a.what == 'trade': save('artifact_trade', trade(a.names, a.data) | {'environment': environment()})
     else:
         for name in a.names or [n for n in names() if n.startswith('pr')]: save(f'artifact_full_{name}', full(name) | {'environment': environment()})

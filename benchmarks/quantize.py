@@ -6,10 +6,11 @@
 import argparse
 import copy
 import json
+import math
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,7 @@ import torch
 from pgolf.bits import bits_per_byte
 from pgolf.data import open_dataset
 from pgolf.model import token_loss
-from pgolf.quantize import Codes, Plan, collect_hessians, dequantize_state, gptq, output_error, quantize_model, round_rows, row_scale, top_code
+from pgolf.quantize import Codes, Plan, calibrate, dequantize_state, gptq, output_error, quantize_model, round_rows, row_scale, top_code
 from pgolf.recipes import calibration_batches, read_recipe
 from pgolf.train import load_weights
 
@@ -90,21 +91,39 @@ def bpb(model, dataset, tokens=65_536, T=256):
     return bits_per_byte(nats, table.count(x, y))
 
 
+@torch.no_grad()
+def paired(model, recipe, dataset, hessians, plans, batches=14):
+    "Loss of each plan on training text after the calibration's, and of the first over the second with its standard error: the validation split is short"
+    more = list(calibration_batches(replace(recipe, calibration=recipe.calibration + batches), dataset))[recipe.calibration:]
+    x, y = torch.cat([b[:, :-1] for b in more]), torch.cat([b[:, 1:] for b in more])
+    bits = lambda m: torch.cat([token_loss(m(a), b) for a, b in zip(x.split(16), y.split(16))]).double().sum(1) / math.log(2)
+    base, total, lost = bits(model), dataset.byte_table().count(x, y).sum().item(), {}
+    for name in plans:
+        other = copy.deepcopy(model)
+        other.load_state_dict(dequantize_state(quantize_model(model, PLANS[name], hessians)))
+        lost[name] = bits(other) - base
+    more = lost[plans[0]] - lost[plans[1]]
+    return {'tokens': y.numel(), 'lost_bits_per_byte': {k: round(v.sum().item() / total, 6) for k, v in lost.items()},
+            'difference': round(more.sum().item() / total, 6), 'standard_error': round(more.std().item() * len(more)**0.5 / total, 6)}
+
+
 PLANS = {'fp16': Plan(bank_method='fp16', embed_method='fp16')} | {
     f'int{b} max, {m}': Plan(bank_method=m, bank_bits=b, embed_method='fp16') for b in (3, 4, 5, 6, 8) for m in ('rows', 'gptq')} | {
     'int6 max with the reference floor, rows': Plan(embed_method='fp16', faithful=True),
     'int6 best row, rows': Plan(bank_clip='best row', embed_method='fp16'),
     'int6 best matrix, rows': Plan(bank_clip='best matrix', embed_method='fp16')} | {
-    f'int6 sigma {k}, {m}': Plan(bank_method=m, bank_clip=f'sigma {k}', embed_method='fp16') for k in (12.85, 25) for m in ('rows', 'gptq')}
+    f'int6 sigma {k}, {m}': Plan(bank_method=m, bank_clip=f'sigma {k}', embed_method='fp16') for k in (12.85, 25) for m in ('rows', 'gptq')} | {
+    f'fisher 3e-4, {m}': Plan(bank_method=m, bank_bits=8, bank_clip='fisher 3e-4', embed_method='fp16') for m in ('rows', 'gptq')}
 
 
 def quality(run, data):
     "Output error of every matrix and bits per byte of every plan, on a trained run"
     recipe, dataset = read_recipe(run), open_dataset(data)
     model = load_weights(Path(run) / 'weights.pt')
-    hessians = collect_hessians(model, calibration_batches(recipe, dataset))
+    hessians = calibrate(model, PLANS['fisher 3e-4, gptq'], calibration_batches(recipe, dataset))
     ratios = {}
     for name, H in hessians.items():
+        if name == 'sensitivity': continue
         w = dict(model.named_parameters())[name]
         ratios[name] = (output_error(w, gptq(w, H, 6, 12.85, name=name), H) / output_error(w, round_rows(w, 6, 'sigma 12.85'), H)).flatten().tolist()
     base, lost = bpb(model, dataset), {}
@@ -114,6 +133,7 @@ def quality(run, data):
         lost[name] = round(bpb(other, dataset) - base, 6)
     return {'run': recipe.name, 'parameters': sum(p.numel() for p in model.parameters()), 'model': asdict(recipe.model),
             'bits_per_byte': round(base, 5), 'lost_bits_per_byte': lost,
+            'int6_on_training_text': paired(model, recipe, dataset, hessians, ['int6 max, rows', 'int6 max, gptq']),
             'gptq_over_rounding_output_error': {k: [round(x, 4) for x in v] for k, v in ratios.items()},
             'worst_ratio': max(x for v in ratios.values() for x in v)}
 

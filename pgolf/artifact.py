@@ -248,7 +248,8 @@ def choose_spread(
     "The cheapest of a few models: columns, rows, loadings and a finer step are each kept if they pay for themselves"
     choice = dict(rows=False, cols=False, rank=0, step=0.5)
     best, size = fit_spread(codes, **choice)
-    for trial in (dict(cols=True), dict(rows=True), *(dict(rank=r) for r in RANKS[1:]), dict(step=0.25)):
+    for trial in (dict(cols=True), dict(rows=True), dict(cols=True), *(dict(rank=r) for r in RANKS[1:]), dict(step=0.25)):
+        if choice | trial == choice: continue  # columns get a second chance, beside rows
         if trial.get('rank', 0) > 1 and choice['rank'] < trial['rank'] // 2: continue  # half as many did not pay
         spread, cost = fit_spread(codes, **(choice | trial))
         if cost < size: best, size, choice = spread, cost, choice | trial
@@ -376,7 +377,7 @@ def seal(header:dict, payload:bytes)->bytes:
 def pack(
     model:GPT,
     plan:Plan,
-    hessians:dict|None=None, # from `collect_hessians`, where the plan says 'gptq'
+    hessians:dict|None=None, # from `calibrate` or `collect_hessians`, where the plan needs them
     meta:dict|None=None,     # travels in the header, e.g. the recipe
 )->bytes:
     "Quantise a model and put it into one file that `unpack` can read on its own; stamps of illegal steps go with it"
@@ -599,8 +600,9 @@ class Forecast:
     def codes(self, name:str, i:int|None, rule:Rule)->tuple[Tensor, Codes]: # sampled rows and their codes
         "A unit's sampled rows, rounded plainly: GPTQ's codes have nearly the same histogram"
         p = self.params[name].detach()
-        w = (p if i is None else p[i])[::self.every].float()
-        return w, round_rows(w, rule.bits, rule.clip, name, stretch=rule.stretch)
+        rows = self.hessians.get('sensitivity', {}).get(name)
+        w, rows = ((x if i is None else x[i])[::self.every].float() if x is not None else None for x in (p, rows))
+        return w, round_rows(w, rule.bits, rule.clip, name, stretch=rule.stretch, sensitivity=rows)
 
     def price(self, name:str, i:int|None, w:Tensor, c:Codes)->tuple[float, float]: # bytes, damage
         "Size and damage of a unit"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPERMILL_NAMES', 'Refusal', 'plainly', 'check_parameters', 'unknown_name', 'parameter_value', 'parse_overrides',
-           'literal', 'recipe_changes', 'RunRecord', 'read_run', 'make_way', 'repo_root', 'Table', 'cell_text',
-           'Picture', 'read_events', 'running_mean', 'loss_picture', 'LivePlot', 'byte_picture', 'bpb_picture',
-           'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes', 'compressor_bpb',
-           'split_text']
+           'parse_list', 'literal', 'recipe_changes', 'RunRecord', 'read_run', 'make_way', 'repo_root', 'Table',
+           'cell_text', 'Picture', 'read_events', 'running_mean', 'loss_picture', 'LivePlot', 'byte_picture',
+           'bpb_picture', 'bpb_by_position', 'position_in_document', 'xz_bytes', 'zstd_bytes', 'brotli_bytes',
+           'compressor_bpb', 'split_text']
 
 # %% ../nbs/18_lab.ipynb #cfe049c6
 import ast
@@ -82,6 +82,7 @@ def parameter_value(
     "Checks one value against its annotation"
     if kind is float and type(value) is int: return float(value)
     if kind is dict and isinstance(value, str): return parse_overrides(value)
+    if kind is list and not isinstance(value, list): return parse_list(value) if isinstance(value, str) else [value]
     if type(value) is kind: return value
     raise Refusal(f"parameter {name} must be {kind.__name__}, not {value!r}")
 
@@ -96,6 +97,16 @@ def parse_overrides(
     if wrong := [name for name, eq, _ in pairs if not (name and eq)]:
         raise Refusal(f"cannot read {wrong[0]!r} in overrides: write name=value, e.g. steps=50 layers=4")
     return {name: literal(value) for name, _, value in pairs}
+
+# %% ../nbs/18_lab.ipynb #10b051c6
+def parse_list(
+    text:str,  # Python or JSON list, or words like "1 2 3"
+)->list:       # its values
+    "Reads a list as one types it on a command line"
+    if text.lstrip().startswith("["):
+        try: return list(ast.literal_eval(text))
+        except (ValueError, SyntaxError): raise Refusal(f"cannot read {text!r} as a list: write e.g. 1 2 3 or [1, 2, 3]") from None
+    return [literal(word) for word in text.split()]
 
 # %% ../nbs/18_lab.ipynb #bd07fe6a
 def literal(

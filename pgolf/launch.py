@@ -175,6 +175,6 @@ def torchrun(
     args:list,    # module or script with its arguments, e.g. ["-m", "pgolf.train", run]
     nproc:int=1,  # processes on this machine: one per GPU
 )->list:          # the command
-    "Puts `torchrun` in front of a Python command"
-    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
-    return head + [str(a) for a in args]
+    "Puts `torchrun` in front of a Python command where it takes several processes"
+    agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
+    return [sys.executable, *agent, *(str(a) for a in args)]

@@ -273,7 +273,7 @@ class NgramConfig:
     alpha_span:float = 0.55
     centre:float = 4.0          # entropy in nats at half span
     slope:float = 2.0
-    chunk_tokens:int = 2048     # positions scored between two counts, unless the predictor below has a wish
+    chunk_tokens:int = 2048     # positions scored between two counts
     every:int = 4               # learned: learn from each so-many-th position
     memory:int = 16_384         # learned: most recent examples kept
     steps:int = 8               # learned: Adam steps after each piece
@@ -393,6 +393,9 @@ class Mixture:
             raise ValueError(f"Mixture: the learned weight needs exact counts, not {type(cache).__name__}")
         self.inner, self.cache, self.cfg = predictor, cache, cfg
         self.chunk_tokens = getattr(predictor, 'chunk_tokens', 0) or cfg.chunk_tokens
+        if self.chunk_tokens > cfg.chunk_tokens and hasattr(predictor, 'gather'):
+            predictor.gather(cfg.chunk_tokens)
+            self.chunk_tokens = cfg.chunk_tokens
         self.stamps = tuple(getattr(predictor, 'stamps', ())) + (() if cache.normalised else ('illegal: hashed n-gram rows do not sum to 1',))
         self.reset()
 

@@ -158,31 +158,40 @@ class ScoreFirstTTT(ModelPredictor):
     ):
         super().__init__(copy.deepcopy(model), **options)
         self.cfg, self.chunk_tokens = cfg, cfg.chunk_tokens
+        self.pieces = 0   # positions of the pieces that chunks are gathered from; 0 = a piece is a chunk
         self._start = copy.deepcopy(self.model.state_dict())
         self.reset()
 
     def reset(self):
         "Back to the weights it was given"
         self.model.load_state_dict(self._start)
-        self.optimizer = ttt_optimizer(self.model, self.cfg)
+        self.optimizer, self.trained = ttt_optimizer(self.model, self.cfg), 0
+
+    def gather(self, pieces:int):
+        "Be told of smaller pieces, because somebody else wants them, and still train chunk by chunk"
+        self.pieces = self.chunk_tokens = pieces
 
     def observe(self, segment:Segment):
-        "Train on what the frontier has just passed"
-        lo, hi = segment.prefix
+        "Train on what the frontier has passed, a chunk at a time"
+        (lo, hi), size, index, count = segment.prefix, self.cfg.chunk_tokens, segment.index, segment.count
         if segment.query is not None: return
-        if segment.index == segment.count - 1: return self.reset()
-        chunk = segment.stream.take(torch.arange(lo, hi + 1))
-        train_on_chunk(self, self.optimizer, chunk, self.cfg, ttt_lr(self.cfg, segment.index, segment.count))
+        if index == count - 1: return self.reset()
+        if self.pieces:
+            if hi // size == self.trained // size: return
+            lo, index, count = self.trained, self.trained // size, -(-count * self.pieces // size)
+        chunk, self.trained = segment.stream.take(torch.arange(lo, hi + 1)), hi
+        train_on_chunk(self, self.optimizer, chunk, self.cfg, ttt_lr(self.cfg, index, count))
 
     def state(self)->dict:
-        "Weights and optimizer"
-        return super().state() | dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
+        "Weights, optimizer, and how far it has trained"
+        return super().state() | dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), trained=self.trained)
 
     def load_state(self, state:dict, prefix:Tensor):
         "The inverse of `state`"
         super().load_state(state, prefix)
         self.model.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
+        self.trained = state['trained']
 
 # %% ../nbs/11_ttt.ipynb #1e17a964
 class IllegalAdaptation(ValueError):

@@ -20,7 +20,7 @@ from pgolf.artifact import (CODERS, MAGIC, RANKS, ArtifactError, Blob, Forecast,
                             encode_blob, fit_budget, fit_spread, inspect, likely_coders, make_blob, open_header, pack, pack_state, seal, squeeze, stretch_all, unpack, unsqueeze,
                             write_artifact)
 from pgolf.model import GPT, GPTConfig
-from pgolf.quantize import Codes, Plan, collect_hessians, dequantize_state, quantize_model
+from pgolf.quantize import Codes, Plan, calibrate, collect_hessians, dequantize_state, quantize_model
 
 CONFIGS = dict(plain={}, recurrent=dict(loops=2, loop_start=1, loop_end=2, skips='gated'), swiglu=dict(mlp='swiglu'),
                everything=dict(value_residual=True, gate='linear', bigram_buckets=300, smear=True, value_embed_layers=(1, 3), attn_res_blocks=2, flow=True),
@@ -376,3 +376,14 @@ def test_coded_banks_keep_their_codes_through_the_file():
     assert all(isinstance(v, Codes) for k, v in state.items() if model.roles()[k] == 'bank')
     a, b = (inspect(pack(model, Plan(zeroed=z, small=0)))['bytes'] for z in (0.0, 0.5))
     assert b < a
+
+
+def test_a_price_per_weight_travels_through_the_file_and_the_search():
+    model, batches = small_model(**CONFIGS['everything']), [torch.randint(0, 64, (4, 24)) for _ in range(4)]
+    plan = Plan(bank_method='gptq', bank_bits=8, bank_clip='fisher 3e-3', embed_method='gptq', embed_clip='fisher 3e-3', table_clip='fisher 3e-3', small=200)
+    moments = calibrate(model, plan, batches)
+    data = pack(model, plan, moments)
+    stored = dequantize_state(quantize_model(model, plan, moments))
+    assert data == pack(model, plan, moments) and all(torch.equal(p, stored[k]) for k, p in unpack(data).named_parameters())
+    fit = fit_budget(model, plan, int(0.9 * len(data)), moments)
+    assert fit.fits and len(fit.data) <= 0.9 * len(data) and unpack(fit.data)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from pgolf.model import GPT, GPTConfig
-from pgolf.quantize import (FP16_TINY, PERCENTILES, Codes, Plan, collect_hessians, dequantize_state, fake_round, gptq, group_sensitivity,
-                            output_error, parse_clip, quantize_model, round_rows, row_clip, row_scale, rule_for, soft_round, top_code, zero_ones, zeroing_cost)
+from pgolf.quantize import (COARSEST, FP16_TINY, PERCENTILES, Codes, Plan, calibrate, collect_hessians, collect_sensitivity, dequantize_state, fake_round, gptq, group_sensitivity,
+                            output_error, parse_clip, quantize_model, round_rows, row_clip, row_scale, repaired, rule_for, soft_round, top_code, zero_ones, zeroing_cost)
 
 CLIPS = ['max', 'percentile 99.9', 'best matrix', 'best row', 'sigma 3', 'sigma 12.85']
 LINEAGES = {'pr761/int6': (6, 'max'), 'pr1232/int6': (6, 'max'), 'pr1232/int5': (5, 'max'), 'pr1232/int8': (8, 'percentile 99.99984'),
@@ -314,6 +314,87 @@ def test_missing_calibration_and_unknown_exceptions_are_errors():
         quantize_model(small_model(), Plan(exceptions={'nope.3': {'bits': 5}}))
     with pytest.raises(ValueError, match='nothing to calibrate'):
         collect_hessians(small_model(), [])
+
+
+# ---- one price for every weight
+
+PRICED = Plan(bank_method='gptq', bank_bits=8, bank_clip='fisher 1e-2', embed_method='gptq', embed_clip='fisher 1e-2', small=0)
+
+
+def exact_fisher(model, ids):
+    "Every label that could have been drawn, weighted by its probability; one gradient a token and label"
+    params = {k: p for k, p in model.named_parameters() if p.ndim > 1}
+    found = {k: torch.zeros(p.shape[:-1]) for k, p in params.items()}
+    for row in ids.split(1):
+        logs = model(row)[0].log_softmax(-1)
+        for t in range(logs.shape[0]):
+            for label in range(logs.shape[1]):
+                grads = torch.autograd.grad(logs[t, label], list(params.values()), retain_graph=True, allow_unused=True)
+                for k, g in zip(params, grads):
+                    if g is not None: found[k] += logs[t, label].exp().item() * g.square().mean(-1) / ids.numel()
+    return found
+
+
+def test_sensitivity_is_the_fisher_information():
+    model, ids = small_model(vocab=12, dim=16), torch.randint(0, 12, (2, 5))
+    exact = exact_fisher(model, ids)
+    drawn = [collect_sensitivity(model, [ids], seed=s) for s in range(100)]
+    for k in exact:
+        mean = sum(d[k] for d in drawn) / len(drawn)
+        if exact[k].sum() == 0: assert mean.sum() == 0; continue
+        assert 0.8 < (mean.sum() / exact[k].sum()).item() < 1.25, k
+        rows = torch.stack([mean.flatten(), exact[k].flatten()])
+        if rows.shape[1] > 8: assert torch.corrcoef(rows)[0, 1] > 0.85, k
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_calibration_gives_what_a_plan_needs_and_leaves_no_trace(name):
+    model = small_model(**CONFIGS[name])
+    batches, kept, rng = [torch.randint(0, 64, (2, 24)) for _ in range(3)], {k: p.detach().clone() for k, p in model.named_parameters()}, torch.get_rng_state()
+    assert calibrate(model, Plan(), batches) is None
+    assert calibrate(model, Plan(bank_method='gptq'), iter(batches)).keys() == collect_hessians(model, batches).keys()
+    with torch.no_grad(): a, b = calibrate(model, PRICED, iter(batches)), calibrate(model, PRICED, batches)
+    assert a.keys() == collect_hessians(model, batches).keys() | {'sensitivity'}
+    rows = a['sensitivity']
+    assert rows.keys() == {k for k, p in kept.items() if p.ndim}
+    for k, v in rows.items():
+        assert torch.equal(v, b['sensitivity'][k]) and v.shape == kept[k].shape[:-1] and (v >= 0).all() and torch.isfinite(v).all(), k
+    assert all(torch.equal(kept[k], p) and p.grad is None for k, p in model.named_parameters()) and torch.equal(rng, torch.get_rng_state())
+    plain = collect_sensitivity(model, batches)
+    assert torch.allclose(rows['banks.up'], plain['banks.up'] * repaired(a['banks.up'])[:, None])
+    assert calibrate(model, Plan(exceptions={'embed': {'clip': 'fisher 1e-3'}}), batches).keys() >= {'sensitivity'}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 40), st.floats(1e-5, 10), st.floats(0.25, 4), st.integers(4, 8), st.integers(0, 10**6))
+def test_every_row_pays_the_same_price_within_its_bounds(R, C, x, stretch, bits, seed):
+    g = torch.Generator().manual_seed(seed)
+    w = torch.randn(2, R, C, generator=g) * torch.randn(2, R, 1, generator=g).exp()
+    F = torch.randn(2, R, generator=g).mul(4).exp() * (torch.rand(2, R, generator=g) > 0.1)
+    c = round_rows(w, bits, f'fisher {x}', stretch=stretch, sensitivity=F)
+    step, spread = c.scale.float(), w.std(-1) if C > 1 else w.abs()[..., 0]
+    low, high = (w.abs().amax(-1) / top_code(bits)).clamp_min(FP16_TINY), COARSEST * spread
+    assert ((c.dequantize() - w).abs() <= step[..., None] * 0.51).all()  # nothing saturates
+    want = torch.minimum(x * stretch / F.sqrt(), high).maximum(low)
+    assert torch.allclose(step, want, rtol=1e-3)
+
+
+def test_a_price_needs_sensitivities_and_says_so():
+    model, batches = small_model(), [torch.randint(0, 64, (2, 24))]
+    for attempt in (lambda: quantize_model(model, PRICED, collect_hessians(model, batches)), lambda: round_rows(torch.randn(4, 8), 8, 'fisher 1e-3'),
+                    lambda: fake_round(torch.randn(4, 8), 8, 'fisher 1e-3')):
+        with pytest.raises(ValueError, match="clip 'fisher' needs sensitivities"): attempt()
+    with pytest.raises(ValueError, match='nothing to calibrate'): collect_sensitivity(model, [])
+    state = quantize_model(model, PRICED, calibrate(model, PRICED, batches))
+    assert state['banks.up'].codes.abs().max() <= 127
+
+
+def test_repair_is_what_feedback_leaves():
+    "On a grid fine enough that errors are uniform, GPTQ leaves the share foretold, or a little less (it picks a better order of columns)"
+    w, H = correlated(200, 40, 3)
+    left = output_error(w, gptq(w, H, 8, 5.0), H) / output_error(w, round_rows(w, 8, 'sigma 5'), H)
+    assert 0.85 < left / repaired(H) < 1.02 and repaired(H) < 0.9
+    assert torch.allclose(repaired(torch.stack([H, torch.eye(40)])), torch.stack([repaired(H), torch.tensor(1.0)]))
 
 
 # ---- training on the grid

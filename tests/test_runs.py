@@ -94,6 +94,20 @@ def test_the_same_seed_gives_the_same_artifact_and_score(bench, tmp_path, finish
     assert first == second
 
 
+def test_two_ranks_find_what_one_finds(bench, tmp_path, small_text):
+    "Trained and scored under torchrun, test-time training and cache on"
+    small = {"recipe": "pr761", "scale": "smoke", "data": str(small_text), "steps": 6, "compressors": False,
+             "overrides": "vocab=320 ttt__chunk_tokens=512"}
+    found = []
+    for nproc in (1, 2):
+        code, said, _ = papermill(bench, tmp_path / f"ranks{nproc}", nproc=nproc, **small)
+        assert code == 0, said
+        found.append(json.loads((tmp_path / f"ranks{nproc}" / "run.json").read_text())["result"])
+    one, two = found
+    assert one["tokens"] == two["tokens"] and one["bytes"] == two["bytes"]
+    assert two["val_bpb"] == pytest.approx(one["val_bpb"], rel=2e-3)
+
+
 def test_an_unknown_parameter_fails_papermill_in_a_sentence(bench, tmp_path):
     code, said, _ = papermill(bench, tmp_path / "run", sede=3)
     last = said.strip().splitlines()[-1]
