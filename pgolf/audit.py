@@ -10,12 +10,12 @@ __all__ = ['VERDICTS', 'RULES', 'SAMPLED', 'THOROUGH', 'ROUNDING', 'SUM_TOLERANC
            'check_target', 'check_order', 'check_once', 'check_again', 'check_learns', 'check_isolation',
            'check_document_end', 'coding_case', 'unseen', 'check_round_trip', 'judge_decoded', 'noted_files',
            'check_files', 'check_bytes', 'decoder_of', 'as_claim', 'check_claim', 'sampled_windows', 'compare_losses',
-           'check_rescored', 'check_stamps', 'check_size', 'check_independence', 'document_hashes', 'check_disjoint',
-           'check_clock', 'check_gradients', 'check_forwards', 'check_packing', 'make_case', 'trial_findings', 'audit',
-           'score_findings', 'origin_findings', 'model_findings', 'slice_settings', 'Caged', 'start_caged',
-           'check_cage', 'audit_artifact', 'other_validation', 'make_artifact', 'check_recipe_independence',
-           'small_recipe', 'run_claim', 'run_clocks', 'audit_run', 'audit_recipe', 'shipped_parts', 'audit_folder',
-           'audit_parser', 'dataset_for', 'audit_subject', 'audit_main']
+           'check_rescored', 'check_stamps', 'check_size', 'check_independence', 'document_hashes',
+           'check_shared_documents', 'check_clock', 'check_gradients', 'check_forwards', 'check_packing', 'make_case',
+           'trial_findings', 'audit', 'score_findings', 'origin_findings', 'model_findings', 'slice_settings', 'Caged',
+           'start_caged', 'check_cage', 'audit_artifact', 'other_validation', 'make_artifact',
+           'check_recipe_independence', 'small_recipe', 'run_claim', 'run_clocks', 'audit_run', 'audit_recipe',
+           'shipped_parts', 'audit_folder', 'audit_parser', 'dataset_for', 'audit_subject', 'audit_main']
 
 # %% ../nbs/15_audit.ipynb #20024038
 import argparse
@@ -178,10 +178,11 @@ class Effort:
     windows:int = 3      # of the score, computed again
     numbers:int = 2**15  # in a blob, at most, for it to be encoded again
     documents:int = 100  # decoded for their bytes; 0 = all
+    shards:int = 2       # of the training data, looked through for validation documents; 0 = all
     builds:bool = False  # make the artifact twice, where a recipe is there
 
 SAMPLED = Effort()
-THOROUGH = Effort(positions=2048, width=128, replays=24, probes=32, tokens=2000, windows=64, numbers=2**40, documents=0, builds=True)
+THOROUGH = Effort(positions=2048, width=128, replays=24, probes=32, tokens=2000, windows=64, numbers=2**40, documents=0, shards=0, builds=True)
 
 # %% ../nbs/15_audit.ipynb #23cbabcf
 def choose_slice(
@@ -806,10 +807,11 @@ def document_hashes(
         if hi - lo > 8: out.setdefault(hashlib.blake2b(tokens[lo + 1:hi].tobytes(), digest_size=12).digest(), int(lo))
     return out
 
-def check_disjoint(
+def check_shared_documents(
     train_streams, # of Tensors
     val:Tensor,
     bos:int=1,
+    share:str='', # how much of the training data this is, if not all
 )->tuple[str,str]:
     "Hash sets of documents"
     theirs, seen, shared = document_hashes(val, bos), 0, []
@@ -817,7 +819,7 @@ def check_disjoint(
         mine = document_hashes(stream, bos)
         seen, shared = seen + len(mine), shared + [theirs[h] for h in mine.keys() & theirs.keys()]
     if shared: return 'fail', f"{len(set(shared))} of {len(theirs)} validation documents are in the training data: those at positions {', '.join(map(str, sorted(set(shared))[:8]))}" + ('...' if len(set(shared)) > 8 else '')
-    return 'pass', f"{seen:,} training documents, {len(theirs):,} validation documents, none in both (token by token; near copies pass)"
+    return 'pass', f"{seen:,} training documents, {len(theirs):,} validation documents, none in both (token by token; near copies pass){share}"
 
 # %% ../nbs/15_audit.ipynb #38c09cd0
 CLOCK = 600.0
@@ -1001,7 +1003,7 @@ def origin_findings(
     "The rules on where a predictor comes from"
     apart = judge('independence', check_independence, case.build, case.ids, _other_text(case)) if case.sees_stream else \
         Finding('independence', 'skipped', "the predictor came ready made: hand over the function of the validation stream that makes it")
-    return [apart, judge('disjoint', check_disjoint, train_ids, ids, case.cfg.bos) if train_ids is not None else Finding('disjoint', 'skipped', "no training data was given")]
+    return [apart, judge('disjoint', check_shared_documents, train_ids, ids, case.cfg.bos) if train_ids is not None else Finding('disjoint', 'skipped', "no training data was given")]
 
 def model_findings(
     model,
@@ -1084,7 +1086,8 @@ def audit_artifact(
     "Every rule that can be checked on an artifact"
     path, effort, seed = Path(path), effort or (THOROUGH if thorough else SAMPLED), secrets.randbits(31) if seed is None else seed
     data, ids, table, claim, more = path.read_bytes(), dataset.val_ids(), dataset.byte_table(), as_claim(claim), more or []
-    recipe, model = inspect(data)['meta']['recipe'], unpack(data)
+    recipe, model = inspect(data)['meta'].get('recipe'), unpack(data)
+    if not isinstance(recipe, dict) or 'eval' not in recipe: raise ValueError(f"{path} does not say how it is to be scored: pack it with a recipe")
     if model.cfg.vocab != table.vocab: raise ValueError(f"{path} predicts {model.cfg.vocab} pieces, dataset {dataset.name} has {table.vocab}: give its own with --data")
     cfg, study = EvalConfig(**recipe['eval']), list(recipe.get('study', ()))
     part = choose_slice(ids, effort.positions, cfg.bos)
@@ -1103,13 +1106,17 @@ def audit_artifact(
     stamps = [f"the recipe names {s}" for s in study], model.stamps, getattr(first, 'stamps', ()), (claim or {}).get('stamps', ())
     findings += [judge('cage', check_cage, caged) if caged else Finding('cage', 'skipped', NO_CAGE.format(scoring)), judge('files', check_files, opened, set()),
                  judge('stamps', check_stamps, *stamps), judge('size', check_size, {path.name: len(data)} | (parts or {})),
-                 judge('packing', check_packing, data, effort.numbers), judge('disjoint', check_disjoint, map(_shard_tokens, dataset.train), ids, cfg.bos)]
+                 judge('packing', check_packing, data, effort.numbers), judge('disjoint', check_shared_documents, map(_shard_tokens, dataset.train[:effort.shards or None]), ids, cfg.bos, _share(effort, dataset))]
     findings += model_findings(model, case.ids[:65]) + more + [Finding(r, 'skipped', why) for r, why in ARTIFACT_LACKS.items() if r not in {f.rule for f in more}]
     return AuditReport(path.name, findings, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), seed=seed, effort=asdict(effort), cut=asdict(case.cfg), positions=len(case.ids) - 1)
 
 CAGE_FROM = 100.0 # seconds of an evaluation from which a sampled audit starts a process
 NO_CAGE = "starting a process takes seconds, and a sampled audit a tenth of the evaluation, which took {:.0f} s: the thorough audit does it"
 ARTIFACT_LACKS = {'independence': "an artifact alone does not say how it was made: audit its recipe", 'training clock': "no run was given", 'evaluation clock': "no run was given"}
+
+def _share(effort:Effort, dataset:Dataset)->str:
+    "How much of the training data is looked through, if not all"
+    return f"; {effort.shards} of {len(dataset.train)} training shards" if 0 < effort.shards < len(dataset.train) else ''
 
 def _shard_tokens(path)->Tensor:
     "All tokens of a shard"

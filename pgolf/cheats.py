@@ -11,9 +11,10 @@ __all__ = ['TOY_TTT', 'CHEATS', 'SEEN_BEFORE', 'SLIDING', 'BY_DOCUMENT', 'STREAM
            'gold_tokens', 'HashedGold', 'stage_hashed_ngram', 'Adds', 'stage_unnormalised_mixture', 'Gated',
            'stage_gate_by_the_target', 'stage_byte_pieces_counted_three', 'stage_space_added_twice', 'SmearsAcross',
            'stage_smear_across_documents', 'SideFile', 'stage_side_file', 'Peeks', 'stage_sparse_peek', 'ReadsAhead',
-           'stage_sparse_look_ahead', 'FrameWalker', 'stage_stack_walk', 'Memoriser', 'stage_global_memory',
-           'KnowsTheEnd', 'stage_document_end', 'TwoFaced', 'Lies', 'stage_two_faced_tensor', 'Rewrites',
-           'stage_rewritten_targets', 'Dice', 'stage_best_of_eight_draws', 'try_honest', 'try_cheat']
+           'stage_sparse_look_ahead', 'LearnsTheQuestion', 'stage_learning_from_the_question', 'FrameWalker',
+           'stage_stack_walk', 'Memoriser', 'stage_global_memory', 'KnowsTheEnd', 'stage_document_end', 'TwoFaced',
+           'Lies', 'stage_two_faced_tensor', 'Rewrites', 'stage_rewritten_targets', 'Dice', 'stage_best_of_eight_draws',
+           'try_honest', 'try_cheat']
 
 # %% ../nbs/21_cheats.ipynb #db3f212b
 import copy
@@ -368,6 +369,22 @@ class ReadsAhead(ModelPredictor):
 def stage_sparse_look_ahead(g:Ground)->Staged:
     "What no guard can hide, a decoder has not got"
     return Staged(lambda: ReadsAhead(g.model), reported(g.score(ReadsAhead(g.model))), honest_bpb(g))
+
+class LearnsTheQuestion(ModelPredictor):
+    "Trains on the windows it is asked about, and then answers"
+    def log_probs(self, query:Query)->Tensor: # [M, V]
+        "One step on the inputs, which are the targets of the places before"
+        model = copy.deepcopy(self.model)
+        loss = token_loss(model(query.ids[:, :-1]), query.ids[:, 1:]).mean()
+        with torch.no_grad():
+            for p, grad in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)):
+                if grad is not None: p -= 0.1 * grad
+        return ModelPredictor(model).log_probs(query)
+
+@cheat('target', "takes a gradient step on the windows of a question before answering it")
+def stage_learning_from_the_question(g:Ground)->Staged:
+    "Inputs of a window are targets of the places before them"
+    return Staged(lambda: LearnsTheQuestion(g.model), reported(g.score(LearnsTheQuestion(g.model))), honest_bpb(g))
 
 class FrameWalker(ModelPredictor):
     "Climbs the call stack to the evaluator and reads its tokens"

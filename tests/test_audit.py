@@ -186,6 +186,30 @@ def test_a_submission_folder_is_counted_whole(finished, tmp_path):
     assert report.failed == ["size"] and "tables.bin 16,000,000" in report["size"].evidence
 
 
+CAGED = """
+import pathlib, socket, subprocess, sys
+from pgolf.proof import leave_network, shut_cage
+opened = []
+pathlib.Path(sys.argv[1]).write_text("x")
+leave_network()
+shut_cage({sys.argv[1]}, opened)
+open(sys.argv[1]).read()
+import colorsys
+for attempt in (lambda: socket.socket(), lambda: socket.getaddrinfo("localhost", 80), lambda: subprocess.run(["true"]), lambda: open(sys.argv[2]),
+                lambda: open(sys.argv[1], "w"), lambda: open(sys.argv[1] + "2", "w"), lambda: pathlib.Path(sys.argv[1]).unlink()):
+    try: attempt(); print("went through")
+    except PermissionError: print("refused")
+print(len(opened))
+"""
+
+
+def test_the_cage_refuses_sockets_processes_and_other_files(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run([sys.executable, "-c", CAGED, str(tmp_path / "mine"), "/etc/hostname"], env=env, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:-1] == ["refused"] * 7 + ["4"], done.stdout + done.stderr
+    assert (tmp_path / "mine").read_text() == "x"
+
+
 @pytest.mark.parametrize("words, said", [(["no/such/thing"], "is no file, no folder and no recipe"), (["tinny"], "no recipe")])
 def test_what_is_no_subject_is_refused(words, said, capsys):
     assert audit_main(words) == 2 and said in capsys.readouterr().err
