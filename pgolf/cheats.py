@@ -485,8 +485,9 @@ class Dice(ModelPredictor):
 @cheat('repeatable', "adds noise, evaluates eight times, and hands in the best draw")
 def stage_best_of_eight_draws(g:Ground)->Staged:
     "A score that nobody will see again"
-    best = min((g.score(Dice(g.model)) for _ in range(8)), key=lambda s: s.bpb)
-    return Staged(lambda: Dice(g.model), reported(best), float(np.mean([g.score(Dice(g.model)).bpb for _ in range(3)])))
+    draws = [g.score(Dice(g.model)) for _ in range(8)]
+    best = min(draws, key=lambda s: s.bpb)
+    return Staged(lambda: Dice(g.model), reported(best), float(np.mean([s.bpb for s in draws])))
 
 # %% ../nbs/21_cheats.ipynb #9e649652
 SLIDING = EvalConfig(seq_len=64, stride=16, chunk_tokens=192, batch_seqs=4)
