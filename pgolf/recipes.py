@@ -408,12 +408,13 @@ def run_recipe(
     accept_illegal:bool=False, # run what the recipe's `study` names
     progress:bool=True,  # show bars
     device:torch.device|None=None, # None = a GPU where there is one
+    on_log=None,         # called with every record of train.jsonl
 )->Score:                # of what was read back from model.pgolf
     "Train, pack, read back, score"
     _accept_study(recipe, accept_illegal)
     first, device = not dist.is_initialized() or dist.get_rank() == 0, device or best_device()
     if first: write_recipe(recipe, run)
-    train(recipe.model, recipe.train, dataset, Path(run), device=device, name=recipe.name, progress=progress)
+    train(recipe.model, recipe.train, dataset, Path(run), device=device, name=recipe.name, progress=progress, on_log=on_log)
     if first: pack_run(run, dataset, accept_illegal=accept_illegal, device=device)
     if dist.is_initialized(): dist.barrier()
     return score_run(run, dataset, progress, accept_illegal, device)

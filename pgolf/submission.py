@@ -37,7 +37,7 @@ from .data import Dataset, open_dataset, sha256_file
 from .lab import Table, read_events, read_run
 from .recipes import Recipe, prepare_data, read_recipe, run_recipe
 from .tokenizer import write_atomic
-from .train import CheckpointError, TrainError, TrainStopped, current_ranks, differing, joined_ranks, read_state
+from .train import CheckpointError, TrainError, TrainStopped, current_ranks, differing, joined_ranks, read_state, sparse_lines
 
 # %% ../nbs/16_submission.ipynb #991616b0
 class BundleError(ValueError):
@@ -408,7 +408,8 @@ def train_gpt_main(
         check_libraries(coder_libraries(recipe))
         if args.seed >= 0: recipe = replace(recipe, train=replace(recipe.train, seed=args.seed))
         with joined_ranks(args.device) as (ranks, device):
-            score = run_recipe(recipe, args.out, data_of(recipe, args.data), progress=sys.stderr.isatty(), device=device)
+            score = run_recipe(recipe, args.out, data_of(recipe, args.data), progress=sys.stderr.isatty(), device=device,
+                               on_log=None if sys.stderr.isatty() else sparse_lines(recipe.train.steps))
             if ranks.rank: return 0
             figures = final_figures(Path(args.out), score, file)
             write_atomic(Path(args.out)/"figures.json", json.dumps(figures, indent=1).encode())
