@@ -69,7 +69,10 @@ def test_a_run_ends_with_table_pictures_and_record(finished, small_run):
     assert record["versions"]["torch"] and record["hardware"] and "commit" in record
     assert record["result"]["artifact_sha256"] == sha256(out / "model.pgolf")
     assert record["result"]["val_bpb"] == score["val_bpb"]
-    table = nb.cells[-1].outputs[-1].text
+    texts = ["".join(o.text for o in c.outputs if o.output_type == "stream") for c in nb.cells if c.cell_type == "code"]
+    table, verdict = next(t for t in texts if "artifact bytes" in t), texts[-1]
+    audit = json.loads((out / "audit.json").read_text())
+    assert audit["ok"] and "causal" in verdict and "skipped" in verdict
     for word in ("val_bpb", "tokens", "bytes", "artifact bytes", "seconds"):
         assert word in table
     outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
@@ -96,7 +99,7 @@ def test_the_same_seed_gives_the_same_artifact_and_score(bench, tmp_path, finish
 
 def test_two_ranks_find_what_one_finds(bench, tmp_path, small_text):
     "Trained and scored under torchrun, test-time training and cache on"
-    small = {"recipe": "pr761", "scale": "smoke", "data": str(small_text), "steps": 6, "compressors": False,
+    small = {"recipe": "pr761", "scale": "smoke", "data": str(small_text), "steps": 6, "compressors": False, "audit": False,
              "overrides": "vocab=320 ttt__chunk_tokens=512"}
     found = []
     for nproc in (1, 2):

@@ -11,7 +11,7 @@ SMALL = dict(vocab=320, steps=4)
 
 @pytest.mark.slow
 def test_a_sweep_names_the_run_that_failed_repeats_only_that_and_trains_once_for_two_scores(tmp_path, bench, small_text):
-    fixed = dict(scale="smoke", data=str(small_text), compressors=False, overrides=SMALL)
+    fixed = dict(scale="smoke", data=str(small_text), compressors=False, audit=False, overrides=SMALL)
     runs = grid(fixed, recipe=["pr761"], seed=[1, 2])
     runs["full windows"] = {**runs["pr761-seed=1"], "overrides": {**SMALL, "eval__cut": "full"}}
     notebook = bench / "nbs" / "runs" / "record.ipynb"
