@@ -33,7 +33,7 @@ test: $(STAMP)   ## every check, in the order that fails fastest
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/test_house.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lab: $(STAMP)    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
