@@ -699,26 +699,28 @@ def fit_budget(
     hessians:dict|None=None,  # see `quantize_model`
     meta:dict|None=None,
     spent:int=0,              # bytes already taken, e.g. the submission's code
-    weights:dict|None=None,   # see `group_sensitivity`
+    weights=None,             # see `group_sensitivity`; a function that makes them is called only where there is something to search
     improve:bool=False,       # also look for a finer grid when the plan fits as it is
 )->Fit:
     "The least damaging change of a plan that fits; the plan itself if it does. `Fit.fits` says if nothing does"
-    forecast, limit = Forecast(model, hessians, weights), limit - spent
-    data, tries = pack(model, plan, hessians, meta), []
+    data, tries, limit = pack(model, plan, hessians, meta), [], limit - spent
+    search = len(data) > limit or improve
+    if callable(weights): weights = weights() if search else None
+    forecast = Forecast(model, hessians, weights)
     def note(lever, setting, size, damage, exact): tries.append(Try(lever, setting, int(size), damage, exact, size <= limit))
     size, damage = forecast(plan)
     note('as planned', '', len(data), damage, True)
     best, codes = (plan, data), sum(forecast.params[u[0]][0 if u[1] is not None else ...].numel() for u in forecast.units(plan))
-    if len(data) > limit or improve:
+    if search:
         other = len(data) - size  # everything but codes, and the forecast's bias
         found = [(*f, *forecast(f[2])) for f in turn_levers(plan, forecast, limit - other)]
         for lever, x, _, b, d in found: note(lever, x, b + other, d, False)
         if found:
             lever, x, new, _, _ = min(found, key=lambda f: f[4])
-            for _ in range(5): # an octave of stretch is a bit per code: close the gap between forecast and file
+            for haste in (1, 1.5, 2, 4, 8, 16): # an octave of stretch is a bit per code: close the gap between forecast and file
                 trial = pack(model, new, hessians, meta)
                 note(lever, x, len(trial), forecast(new)[1], True)
                 if len(trial) <= limit: best = new, trial; break
-                lever, by = 'and stretch all', 8 * (len(trial) - limit + 64) / codes
+                lever, by = 'and stretch all', haste * 8 * (len(trial) - limit + 64) / codes
                 new, x = stretch_all(new, 2**by), 2**by
     return Fit(*best, len(best[1]) <= limit, limit, tuple(tries))

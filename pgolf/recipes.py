@@ -23,9 +23,9 @@ import torch.distributed as dist
 from .artifact import fit_budget, inspect, unpack, write_artifact
 from .data import Dataset, build_dataset, embedded_dataset, folder_documents, make_loader, open_dataset
 from .evaluate import EvalConfig, Score, evaluate
-from .model import ConfigError, GPT, GPTConfig
+from .model import ConfigError, GPT, GPTConfig, token_loss
 from .ngram import HashedCache, Mixture, NgramConfig, make_predictor
-from .quantize import Plan, calibrate
+from .quantize import Plan, calibrate, group_sensitivity
 from .tokenizer import write_atomic
 from .train import TrainConfig, joined_ranks, load_weights, train
 from .ttt import PREQUANT, IllegalAdaptation, LoRAConfig, TTT_TABLE, TTTConfig, prequant_adapt, train_then_score
@@ -340,13 +340,18 @@ def pack_run(
     model, limit = _weights_to_pack(recipe, run, dataset, device), limit or recipe.limit
     hessians = calibrate(model, recipe.quant, (x.to(device) for x in calibration_batches(recipe, dataset)))
     meta = {k: v for k, v in asdict(recipe).items() if k not in ("title", "model", "quant", "reported")}
-    fit = fit_budget(model.cpu(), recipe.quant, limit, hessians, {"recipe": meta})
+    fit = fit_budget(model.cpu(), recipe.quant, limit, hessians, {"recipe": meta}, weights=lambda: _what_errors_cost(model, recipe, dataset, hessians))
     if not fit.fits: raise ConfigError(f"{run.name}: no change of its plan brings the artifact under {limit:,} bytes; nothing was written\n{fit}")
     write_artifact(run/"model.pgolf", fit.data)
     write_atomic(run/"pack.json", json.dumps(_pack_record(fit), indent=1).encode())
     return run/"model.pgolf"
 
 # %% ../nbs/13_recipes.ipynb #b0226ab8
+def _what_errors_cost(model:GPT, recipe:Recipe, dataset:Dataset, hessians:dict|None)->dict:
+    "Nats that an error in each parameter costs, on a batch of training text: what a search for room weighs"
+    x = next(iter(calibration_batches(recipe, dataset)))
+    return group_sensitivity(model, lambda m: token_loss(m(x[:, :-1]), x[:, 1:]).mean().item(), hessians)
+
 def _pack_record(fit)->dict:
     "Byte ledger of an artifact and the search for room"
     ledger = inspect(fit.data)

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .bits import mean_sd, p_lower
-from .lab import Picture, Refusal, Table, read_run, recipe_changes
+from .lab import Picture, Refusal, Table, read_events, read_run, recipe_changes
 from .model import ConfigError
 from .recipes import Recipe, faithful, get, override
 from .tokenizer import write_atomic
@@ -170,7 +170,8 @@ def sweep_results(
     for name, parameters in runs.items():
         facts = read_run(Path(root)/name)
         if not facts.get("finished"): raise SweepError(f"run {name} in {root} is not finished: launch the sweep again")
-        rows.append({"name": name, **parameters, **facts["result"], "seconds": facts["seconds"]})
+        clock = [e["seconds"] for e in read_events(Path(root)/name, "end")][-1:]
+        rows.append({"name": name, **parameters, **facts["result"], "seconds": facts["seconds"], "train_seconds": clock[0] if clock else None})
     return rows
 
 def by_group(
