@@ -512,7 +512,9 @@ def read_finished(
     if stamps: raise SubmissionError(f"{folder} waives rules of the challenge ({', '.join(dict.fromkeys(map(str, stamps)))}): it is for study and cannot be handed in")
     sha, scored = hashlib.sha256(data).hexdigest(), record.get("result", {}).get("artifact_sha256")
     if scored not in (None, sha): raise SubmissionError(f"{folder}/model.pgolf is not the artifact that was scored: score it again")
-    return FinishedRun(folder, recipe, score, start[0], end[-1], corpus_of(folder), len(data), sha, read_json(folder/"audit.json"))
+    audit = read_json(folder/"audit.json")
+    if audit.get("sha256") not in (None, sha): audit = {} # of an artifact that was here before
+    return FinishedRun(folder, recipe, score, start[0], end[-1], corpus_of(folder), len(data), sha, audit)
 
 # %% ../nbs/16_submission.ipynb #49a19ac2
 def check_together(

@@ -104,10 +104,12 @@ def is_finished(
     run:Path,           # run folder
     parameters:Mapping, # asked for
 )->bool:
-    "Is there a finished run of exactly this recipe?"
+    "Is there a finished run of exactly this recipe, on this data, by as many processes?"
     facts = read_run(run)
-    return bool(facts.get("finished")) and facts["settings"]["recipe"] == json.loads(asked_recipe(parameters).to_json())
+    same = all(facts.get("parameters", {}).get(k, d) == parameters.get(k, d) for k, d in (("data", ""), ("nproc", 1)))
+    return bool(facts.get("finished")) and same and facts["settings"]["recipe"] == json.loads(asked_recipe(parameters).to_json())
 
+# %% ../nbs/20_sweep.ipynb #fc07eeb7
 def launch_many(
     runs:Mapping,        # name -> parameters of the record notebook
     root:str|Path,       # gets a run folder and an executed notebook per name, and `jobs/` with the logs

@@ -18,6 +18,7 @@ import argparse, hashlib, io, json, math, platform, resource, signal, subprocess
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -365,7 +366,8 @@ def joined_ranks(
         return
     place = torch.device("cuda", dist.get_node_local_rank()) if kind == "cuda" else torch.device(kind)
     if kind == "cuda": torch.cuda.set_device(place)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    patience = timedelta(hours=2) # one rank packs and the others wait
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=patience)
     yield current_ranks(), place
     dist.destroy_process_group() # not in a finally: after an error others may be waiting, and torchrun ends them
 
