@@ -7,6 +7,7 @@ __all__ = ['in_a_sentence', 'pgolf_data', 'pgolf_train', 'pgolf_score']
 
 # %% ../nbs/22_commands.ipynb #c71900b4
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -112,6 +113,8 @@ def _score_folder(run:Path, data:Path|None, nproc:int):
     recipe, data = read_recipe(run), data or read_run(run).get("settings", {}).get("data")
     if not data: raise ConfigError(f"{run} does not say which data it was trained on: give --data, a dataset folder")
     run_command(torchrun(["-m", "pgolf.recipes", "score", run, "--data", data], nproc), log=run/"score.log")
-    score = json.loads((run/"score.json").read_text())
+    score, artifact = json.loads((run/"score.json").read_text()), (run/"model.pgolf").read_bytes()
+    result = {k: score[k] for k in ("val_bpb", "tokens", "bytes")} | {"artifact_bytes": len(artifact), "artifact_sha256": hashlib.sha256(artifact).hexdigest()}
+    if facts := read_run(run): RunRecord(run, **facts | {"result": result, "finished": True})
     print(Table([["val_bpb", score["val_bpb"]], ["val_loss, nats per token", score["val_loss"]], ["tokens", score["tokens"]], ["bytes", score["bytes"]]],
                 head=["score", recipe.name]))
