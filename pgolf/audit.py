@@ -1212,7 +1212,7 @@ def audit_artifact(
     apart = cfg.cut == 'documents' and not (recipe.get('ngram') or recipe.get('ttt'))
     findings, base = trial_findings(case, first, effort, apart, opened, caged.round_trip if caged else None)
     findings = [replace(f, seconds=f.seconds + coding) if f.rule == 'round trip' else f for f in findings]
-    again = (lambda: evaluate(packed_predictor(data, ids, True, torch.device('cpu'))[0], ids, table, cfg, accept_illegal=True).nats) if thorough else None
+    again = (lambda: evaluate(packed_predictor(data, ids, True, torch.device('cpu'))[0], ids, table, cfg, accept_illegal=True).nats) if thorough or effort is THOROUGH else None
     findings += score_findings(case, base, ids, replace(cfg, chunk_tokens=first_reveal(cfg, recipe)), claim, decoder_of(dataset.tokenizer), effort, tolerance, again)
     stamps = [f"the recipe names {s}" for s in study], model.stamps, getattr(first, 'stamps', ()), (claim or {}).get('stamps', ())
     findings += [judge('cage', check_cage, caged) if caged else Finding('cage', 'skipped', NO_CAGE.format(scoring)), judge('files', check_files, opened, set()),

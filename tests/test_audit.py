@@ -14,7 +14,7 @@ import torch
 
 from pgolf import audit as referee
 from pgolf.audit import RULES, SAMPLED, AuditReport, Effort, Finding, audit, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
-from pgolf.cheats import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, TOY_TTT, brief_training, make_ground, sums, try_cheat
+from pgolf.cheats import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, TOY_TTT, brief_training, make_ground, sums, tail_windows, try_cheat
 from pgolf.data import write_shard
 from pgolf.evaluate import EvalConfig, ModelPredictor, document_spans, evaluate
 from pgolf.model import GPT
@@ -120,6 +120,14 @@ def test_every_cheat_is_caught_by_its_rule(ground, name):
     assert not report.ok and not any(f.verdict == "error" for f in report.findings), report
     if name != "tail booked repeatedly": assert staged.gain > 0, staged.gain # what the tail is worth depends on the tail
     assert report["stamps"].verdict == "pass", "caught by what it does, not by a mark it carries"
+
+
+def test_the_tail_is_booked_as_in_the_scripts(golden):
+    for n in (999, 1000):
+        theirs = json.loads((golden / "windows.json").read_text())[f"pr761.sliding.{n + 1}"]
+        windows = tail_windows(n, 128, 16)
+        assert [[w, lo, hi - 1] for w, lo, hi in windows.tolist()] == theirs["windows"]
+        assert int((windows[:, 2] - windows[:, 1]).sum()) == theirs["n_scored"] > n
 
 
 # --- honest predictors
@@ -392,4 +400,6 @@ def test_the_referee_notebook_runs_and_keeps_its_record(bench, tmp_path):
     record = json.loads((out / "referee.json").read_text())
     assert record["cheats"] and all(c["caught"] for c in record["cheats"]) and all(h["ok"] for h in record["honest"])
     assert {r["name"]: r["broken"] for r in record["recipes"]}["pr1992"] == ["stamps", "independence"]
+    pr761 = next(r["conditions"] for r in record["recipes"] if r["name"] == "pr761")
+    assert {pr761[c] for c in ("causal", "full distribution", "score before update", "one pass")} == {"breaks"}
     assert (out / "referee.png").read_bytes()[:4] == b"\x89PNG"
