@@ -204,6 +204,12 @@ def test_a_parameter_without_gradient_and_a_second_forward_are_found(ground):
     assert report["forwards"].verdict == "fail" and "training" in report["forwards"].evidence
 
 
+def test_a_model_is_checked_in_float_on_the_cpu_wherever_it_predicted(ground):
+    model = copy.deepcopy(ground.model).bfloat16().train()
+    assert [f.verdict for f in referee.model_findings(model, ground.ids[:65])] == ["pass", "pass"]
+    assert model.training and all(p.dtype == torch.bfloat16 for p in model.parameters())
+
+
 def test_clocks():
     h100 = "NVIDIA H100 80GB HBM3"
     assert check_clock({"training": 588.0, "packing": 11.0}, h100, 8)[0] == "pass"
