@@ -7,14 +7,14 @@ __all__ = ['TOY_TTT', 'CHEATS', 'SEEN_BEFORE', 'SLIDING', 'BY_DOCUMENT', 'STREAM
            'HONEST', 'GALLERY_EFFORT', 'Ground', 'brief_training', 'make_ground', 'Staged', 'Cheat', 'cheat',
            'reported', 'unstamped', 'honest_bpb', 'stage_train_then_score', 'stage_prequantisation_adaptation',
            'stage_warm_up_on_validation', 'stage_shared_documents', 'Remembers', 'stage_best_of_three_passes', 'sums',
-           'Keeps', 'stage_rescoring_with_a_full_cache', 'stage_tail_booked_repeatedly', 'stage_subset_as_the_whole',
-           'gold_tokens', 'HashedGold', 'stage_hashed_ngram', 'Adds', 'stage_unnormalised_mixture', 'Gated',
-           'stage_gate_by_the_target', 'stage_byte_pieces_counted_three', 'stage_space_added_twice', 'SmearsAcross',
-           'stage_smear_across_documents', 'SideFile', 'stage_side_file', 'Peeks', 'stage_sparse_peek', 'ReadsAhead',
-           'stage_sparse_look_ahead', 'LearnsTheQuestion', 'stage_learning_from_the_question', 'FrameWalker',
-           'stage_stack_walk', 'Memoriser', 'stage_global_memory', 'KnowsTheEnd', 'stage_document_end', 'TwoFaced',
-           'Lies', 'stage_two_faced_tensor', 'Rewrites', 'stage_rewritten_targets', 'Dice', 'stage_best_of_eight_draws',
-           'try_honest', 'try_cheat']
+           'Keeps', 'stage_rescoring_with_a_full_cache', 'tail_windows', 'stage_tail_booked_repeatedly',
+           'stage_subset_as_the_whole', 'gold_tokens', 'HashedGold', 'stage_hashed_ngram', 'Adds',
+           'stage_unnormalised_mixture', 'Gated', 'stage_gate_by_the_target', 'stage_byte_pieces_counted_three',
+           'stage_space_added_twice', 'SmearsAcross', 'stage_smear_across_documents', 'SideFile', 'stage_side_file',
+           'Peeks', 'stage_sparse_peek', 'ReadsAhead', 'stage_sparse_look_ahead', 'LearnsTheQuestion',
+           'stage_learning_from_the_question', 'FrameWalker', 'stage_stack_walk', 'Memoriser', 'stage_global_memory',
+           'KnowsTheEnd', 'stage_document_end', 'TwoFaced', 'Lies', 'stage_two_faced_tensor', 'Rewrites',
+           'stage_rewritten_targets', 'Dice', 'stage_best_of_eight_draws', 'try_honest', 'try_cheat']
 
 # %% ../nbs/21_cheats.ipynb #db3f212b
 import copy
@@ -206,11 +206,20 @@ def stage_rescoring_with_a_full_cache(g:Ground)->Staged:
     first, second = g.score(used), g.score(used)
     return Staged(make, reported(second), first.bpb)
 
+def tail_windows(
+    n:int,       # positions in the stream
+    seq_len:int, # tokens in a window
+    stride:int,  # targets scored by each window after the first
+)->Tensor:       # [W, 3] start, lo, hi
+    "PR 761's and PR 1232's rule: every start that leaves a token makes a window, and the last targets are scored by many"
+    ends = [(w, min(w + seq_len, n)) for w in range(0, n, stride)]
+    return torch.tensor([(w, w if w == 0 else max(end - stride, w), end) for w, end in ends])
+
 @cheat('once', "windows run over the end, so the last tokens are scored again and again", "PR 761, PR 1232")
 def stage_tail_booked_repeatedly(g:Ground)->Staged:
     "Every start that leaves a token makes a window"
     n, T, s = len(g.ids) - 1, g.cfg.seq_len, g.cfg.stride
-    windows = torch.tensor([(w, w if w == 0 else max(min(w + T, n) - s, w), min(w + T, n)) for w in range(0, n, s)])
+    windows = tail_windows(n, T, s)
     each = g.score(ModelPredictor(g.model), replace(g.cfg, cut='full')).nbytes
     with torch.no_grad(): nats = [token_loss(g.model(g.ids[None, a:hi]), g.ids[None, a + 1:hi + 1])[0, lo - a:] for a, lo, hi in windows.tolist()]
     booked = torch.cat([torch.arange(lo, hi) for _, lo, hi in windows.tolist()]).numpy()

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from pgolf import audit as referee
-from pgolf.audit import RULES, AuditReport, Effort, Finding, audit, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
-from pgolf.cheats import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, TOY_TTT, brief_training, make_ground, try_cheat
+from pgolf.audit import RULES, SAMPLED, AuditReport, Effort, Finding, audit, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
+from pgolf.cheats import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, TOY_TTT, brief_training, make_ground, sums, tail_windows, try_cheat
 from pgolf.data import write_shard
 from pgolf.evaluate import EvalConfig, ModelPredictor, document_spans, evaluate
 from pgolf.model import GPT
 from pgolf.ngram import make_predictor
+from pgolf.proof import of_the_library
 from pgolf.recipes import faithful, get, run_recipe
+from pgolf.train import TrainError
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,65 @@ def finished(ground, tmp_path_factory):
     return run, dataset
 
 
+# --- the score, on a stream longer than the slice
+
+class PeeksLate(ModelPredictor):
+    "Says that it learns, never does, and reads targets where no short slice comes"
+    learns = True
+    def log_probs(self, query):
+        rows, late = super().log_probs(query).clone(), query.positions > 300
+        rows[late, query.stream._ids[query.positions + 1][late]] += 3.0
+        return torch.log_softmax(rows, 1)
+
+
+def sampled(ground, make, claim, **more): return audit(make, ground.ids, ground.table, SLIDING, claim=claim, effort=SAMPLED, seed=3, **more)
+
+
+def test_what_lies_behind_the_slice_is_rescored(ground):
+    assert len(ground.ids) > 2 * SAMPLED.positions
+    three = CHEATS["best of three passes"].stage(ground)
+    assert sampled(ground, three.subject, three.claim).failed == ["rescored"]
+    late = lambda: PeeksLate(ground.model)
+    score = evaluate(late(), ground.ids, ground.table, SLIDING, accept_illegal=True)
+    effort = replace(SAMPLED, windows=12)
+    assert "rescored" in audit(late, ground.ids, ground.table, SLIDING, claim=score, effort=effort, seed=3).failed
+    learner = lambda: make_predictor(ground.model, ttt=TOY_TTT)
+    honest = evaluate(learner(), ground.ids, ground.table, SLIDING)
+    said = sampled(ground, learner, honest)
+    assert said.ok and "before the first reveal" in said["rescored"].evidence
+    touched = honest.to_json() | {"nats": np.where(np.arange(len(honest.nats)) < 400, honest.nats, honest.nats * 0.9)}
+    touched = touched | sums(touched["nats"], honest.nbytes)
+    assert sampled(ground, learner, touched)["rescored"].verdict == "pass"   # behind the first reveal: what a sample cannot tell, it does not say
+    assert audit(learner, ground.ids, ground.table, SLIDING, claim=touched, effort=SAMPLED, thorough=True)["rescored"].verdict == "fail"
+
+
+@pytest.mark.parametrize("name", ("documents", "lora", "all", "n-gram over sgd", "full"))
+def test_honest_scores_of_long_streams_pass_the_sampled_audit(ground, name):
+    options, cfg = HONEST[name]
+    make = lambda: make_predictor(ground.model, **options)
+    report = audit(make, ground.ids, ground.table, cfg, claim=evaluate(make(), ground.ids, ground.table, cfg), effort=SAMPLED)
+    assert report.ok and report["rescored"].verdict == "pass", report
+
+
+def test_a_score_shaved_evenly_fails(ground):
+    make = lambda: ModelPredictor(ground.model)
+    score = evaluate(make(), ground.ids, ground.table, SLIDING)
+    shaved = score.to_json() | {"nats": score.nats - 0.019} | sums(score.nats - 0.019, score.nbytes)
+    for effort in (SAMPLED, replace(SAMPLED, positions=768)):
+        report = audit(make, ground.ids, ground.table, SLIDING, claim=shaved, effort=effort)
+        assert report.failed == ["rescored"] and "on average" in report["rescored"].evidence, report
+
+
+def test_both_names_of_a_figure_must_agree(ground):
+    score = evaluate(ModelPredictor(ground.model), ground.ids, ground.table, SLIDING)
+    said = referee.as_claim(score)
+    check = lambda **more: referee.check_claim(said | more, ground.ids, ground.table)[0]
+    assert check() == check(val_bpb=score.bpb, val_loss=score.loss) == "pass"
+    assert check(val_bpb=0.5) == check(val_loss=0.5) == "fail"
+    report = audit(ModelPredictor(ground.model), ground.ids, ground.table, SLIDING, claim=score)
+    assert report.to_json()["claimed_bpb"] == score.bpb and f"{score.bpb:.6f} bits per byte claimed" in repr(report)
+
+
 # --- cheats
 
 def test_the_gallery_holds_what_really_happened():
@@ -59,6 +120,14 @@ def test_every_cheat_is_caught_by_its_rule(ground, name):
     assert not report.ok and not any(f.verdict == "error" for f in report.findings), report
     if name != "tail booked repeatedly": assert staged.gain > 0, staged.gain # what the tail is worth depends on the tail
     assert report["stamps"].verdict == "pass", "caught by what it does, not by a mark it carries"
+
+
+def test_the_tail_is_booked_as_in_the_scripts(golden):
+    for n in (999, 1000):
+        theirs = json.loads((golden / "windows.json").read_text())[f"pr761.sliding.{n + 1}"]
+        windows = tail_windows(n, 128, 16)
+        assert [[w, lo, hi - 1] for w, lo, hi in windows.tolist()] == theirs["windows"]
+        assert int((windows[:, 2] - windows[:, 1]).sum()) == theirs["n_scored"] > n
 
 
 # --- honest predictors
@@ -135,6 +204,12 @@ def test_a_parameter_without_gradient_and_a_second_forward_are_found(ground):
     assert report["forwards"].verdict == "fail" and "training" in report["forwards"].evidence
 
 
+def test_a_model_is_checked_in_float_on_the_cpu_wherever_it_predicted(ground):
+    model = copy.deepcopy(ground.model).bfloat16().train()
+    assert [f.verdict for f in referee.model_findings(model, ground.ids[:65])] == ["pass", "pass"]
+    assert model.training and all(p.dtype == torch.bfloat16 for p in model.parameters())
+
+
 def test_clocks():
     h100 = "NVIDIA H100 80GB HBM3"
     assert check_clock({"training": 588.0, "packing": 11.0}, h100, 8)[0] == "pass"
@@ -160,7 +235,7 @@ def test_a_run_passes_and_a_touched_score_fails(finished, tmp_path, capsys):
     score = json.loads((run / "score.json").read_text())
     score["loss"] = float(arrays["nats"].astype(np.float64).mean())
     score["bpb"] = score["loss"] * score["tokens"] / np.log(2) / score["bytes"]
-    (touched / "score.json").write_text(json.dumps(score))
+    (touched / "score.json").write_text(json.dumps(score | {"val_loss": score["loss"], "val_bpb": score["bpb"]}))
     assert audit_main([str(touched), *words, "--thorough", "--json", str(tmp_path / "j.json")]) == 1
     assert json.loads((tmp_path / "j.json").read_text())["failed"] == ["rescored"]
 
@@ -184,6 +259,85 @@ def test_a_submission_folder_is_counted_whole(finished, tmp_path):
     (folder / "tables.bin").write_bytes(bytes(16_000_000))
     report = audit_folder(folder, dataset)
     assert report.failed == ["size"] and "tables.bin 16,000,000" in report["size"].evidence
+
+
+def test_a_folder_where_nothing_can_be_checked_is_no_pass(finished, tmp_path, capsys):
+    folder = tmp_path / "submission"
+    folder.mkdir()
+    (folder / "train_gpt.py").write_text("print()\n")
+    assert audit_main([str(folder)]) == 2 and "nothing could be checked" in capsys.readouterr().out
+    (folder / "tables.bin").write_bytes(bytes(17_000_000))
+    assert audit_main([str(folder)]) == 1
+    (folder / "tables.bin").unlink()
+    (folder / "submission.json").write_text(json.dumps({"bytes_model": 15_999_000}))
+    assert audit_main([str(folder)]) == 0
+    shutil.copy(finished[0] / "model.pgolf", folder / "weights.bin") # an artifact by another name
+    assert audit_main([str(folder), "--data", str(finished[1].train[0].parent)]) == 0
+    assert json.loads((folder / "audit.json").read_text())["sha256"]
+
+
+def test_code_and_side_files_are_counted(tmp_path):
+    assert referee.check_size({"model.pgolf": 9})[0] == "skipped" and referee.check_size({"model.pgolf": 17_000_000})[0] == "fail"
+    assert referee.check_size({"model.pgolf": 9, "train_gpt.py": 9})[0] == "pass"
+    (tmp_path / ".cache").mkdir()
+    for name, data in ((".cache/t.bin", bytes(5)), ("tables.log", b"\xff\xfe"), ("license", b"a" * 2_000_000), ("seed1.log", b"step 1"), ("README.md", b"hello")):
+        (tmp_path / name).write_bytes(data)
+    assert referee.shipped_parts(tmp_path) == {".cache/t.bin": 5, "license": 2_000_000, "tables.log": 2}
+
+
+def test_files_beside_the_libraries_are_seen(tmp_path):
+    home = Path(referee.__file__).parent
+    assert of_the_library(str(home / "audit.py")) and not of_the_library(str(home / "table.bin")) and not of_the_library(str(Path(np.__file__).parent / "t.npy"))
+    with referee.noted_files(opened := []):
+        for path in ("/dev/null", "/dev/shm"):
+            try: os.close(os.open(path, os.O_RDONLY))
+            except OSError: pass
+    assert opened == [os.path.realpath("/dev/shm")]
+
+
+def test_bytes_of_cut_text_are_compared(ground):
+    decode, ids = referee.decoder_of(ground.dataset.tokenizer), ground.dataset.val_ids()[:200]
+    wrong = replace(ground.table, nbytes=ground.table.nbytes * 3)
+    for part in (ids, ids[20:], ids[20:60]):
+        assert referee.check_bytes(part, ground.table, decode)[0] == "pass", referee.check_bytes(part, ground.table, decode)
+        assert referee.check_bytes(part, wrong, decode)[0] == "fail"
+    assert referee.check_bytes(torch.tensor([1, 1]), ground.table, decode)[0] == "skipped"
+
+
+def test_shared_documents_are_found_across_shards():
+    val, other = torch.tensor([1, *range(5, 25), 1, *range(40, 60)]), torch.tensor([1, *range(70, 90)])
+    split = [torch.cat([other, val[:8]]), torch.cat([val[8:21], other])]
+    assert referee.check_shared_documents(split, val)[0] == "fail" and referee.check_shared_documents([other], val)[0] == "pass"
+    assert referee.check_shared_documents([other[1:]], val)[0] == referee.check_shared_documents([other], val[1:15])[0] == "skipped"
+    picked = {tuple(referee.some_shards(range(9), 2, seed)) for seed in range(60)}
+    assert picked == {(i, i + 1) for i in range(8)} and referee.some_shards(range(9), 0, 1) == list(range(9))
+
+
+def test_a_cage_that_died_says_nothing_about_the_predictor(ground):
+    case, first = referee.make_case(lambda: ModelPredictor(ground.model), ground.ids[:65], ground.table, SLIDING, 0)
+    base = referee.run_trial(case, predictor=first)
+    caged = lambda said: referee.Caged(None, case.ids[:33], 0, None, 1e-6, said).round_trip(case, base)
+    assert caged({"error": "no answer in 600 s", "died": True})[0] == "pass"
+    assert caged({"error": "RuntimeError: out of memory"})[0] == "error" and caged({"error": "ValueError: bad"})[0] == "fail"
+
+
+def test_what_is_scored_outside_the_evaluation_is_on_the_clock(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"event": "start", "hardware": "NVIDIA H100 80GB HBM3", "ranks": 8}) + "\n")
+    (tmp_path / "run.json").write_text(json.dumps({"seconds": {"score": 700.0}}))
+    clock = lambda total: referee.run_clocks(tmp_path, get("tiny"), {"seconds": {"total": total}})[1].verdict
+    assert clock(300.0) == "fail"
+    (tmp_path / "run.json").write_text("{}")
+    assert clock(300.0) == "pass"
+
+
+def test_damage_is_said_in_a_sentence(finished, tmp_path, capsys, monkeypatch):
+    run, dataset = finished
+    touched = shutil.copytree(run, tmp_path / "run")
+    (touched / "positions.npz").write_bytes((run / "positions.npz").read_bytes()[:100])
+    assert audit_main([str(touched), "--data", str(dataset.train[0].parent)]) == 2 and "is damaged" in capsys.readouterr().err
+    def stop(*_, **__): raise TrainError("no room")
+    monkeypatch.setattr(referee, "audit_subject", stop)
+    assert audit_main(["tiny"]) == 2 and capsys.readouterr().err == "pgolf_audit: no room\n"
 
 
 CAGED = """
@@ -252,4 +406,6 @@ def test_the_referee_notebook_runs_and_keeps_its_record(bench, tmp_path):
     record = json.loads((out / "referee.json").read_text())
     assert record["cheats"] and all(c["caught"] for c in record["cheats"]) and all(h["ok"] for h in record["honest"])
     assert {r["name"]: r["broken"] for r in record["recipes"]}["pr1992"] == ["stamps", "independence"]
+    pr761 = next(r["conditions"] for r in record["recipes"] if r["name"] == "pr761")
+    assert {pr761[c] for c in ("causal", "full distribution", "score before update", "one pass")} == {"breaks"}
     assert (out / "referee.png").read_bytes()[:4] == b"\x89PNG"
