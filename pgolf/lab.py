@@ -124,6 +124,8 @@ def recipe_changes(
     "Turns a run's parameters into changes of its recipe"
     for name, least in dict(nproc=1, steps=0, minutes=0).items():
         if asked.get(name, least) < least: raise Refusal(f"parameter {name} must be at least {least}, not {asked[name]}")
+    for field, name in dict(seed="seed", steps="steps", max_seconds="minutes").items(): # the run's name and its record know only the parameter
+        if field in asked["overrides"] and (asked[name] or field == "seed"): raise Refusal(f"overrides set {field}, and so does the parameter {name}: give only the parameter")
     changes = {"seed": asked["seed"], **asked["overrides"]}
     if asked["steps"]: changes["steps"] = asked["steps"]
     if asked["minutes"]: changes["max_seconds"] = 60*asked["minutes"]

@@ -96,9 +96,10 @@ def start_command(
     cwd=None,         # folder to run in; None = this one
     env:dict=None,    # added to the environment
     grace:float=10.0, # seconds the processes have to stop in
+    mark:str="",      # its word; "" = one that nobody else has
 )->subprocess.Popen:  # the supervisor, all output on `stdout`; closing `stdin` ends everything
     "Starts a command under supervision"
-    head = [sys.executable, "-m", "pgolf.launch", uuid.uuid4().hex, str(grace)]
+    head = [sys.executable, "-m", "pgolf.launch", mark or uuid.uuid4().hex, str(grace)]
     package = Path(find_spec("pgolf").origin).parents[1]   # the same pgolf in every process, whatever the folder
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     full = {**WAIT, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(env or {})}

@@ -1,7 +1,11 @@
 "Many record runs through submitit's local executor"
 import json
+import subprocess
+import sys
+import time
 
 import pytest
+from test_runs import ENV, wait_gone
 
 from pgolf.recipes import get
 from pgolf.sweep import SweepError, asked_recipe, by_group, check_jobs, grid, launch_many, sweep_results
@@ -31,6 +35,31 @@ def test_a_sweep_names_the_run_that_failed_repeats_only_that_and_trains_once_for
     assert same[0] == same[1]
     log = (tmp_path / "full windows" / "train.log").read_text() if (tmp_path / "full windows" / "train.log").exists() else ""
     assert "step " not in log, "it trained again"
+
+
+SWEEP = """
+import sys
+from pgolf.sweep import launch_many
+from pgolf.lab import Refusal
+try: launch_many({"one": dict(scale="smoke", data=sys.argv[3], overrides=dict(vocab=320, steps=100_000))}, sys.argv[1], sys.argv[2])
+except Refusal as e: print(e)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_takes_its_jobs_along_and_a_second_one_is_refused(tmp_path, bench, small_text):
+    command = [sys.executable, "-c", SWEEP, str(tmp_path), str(bench / "nbs" / "runs" / "record.ipynb"), str(small_text)]
+    first = subprocess.Popen(command, env=ENV, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training, end = tmp_path / "one" / "train.jsonl", time.monotonic() + 120
+    while not training.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert training.exists(), [f.read_text() for f in (tmp_path / "jobs").glob("*.err")]
+    second = subprocess.run(command, env=ENV, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert "another sweep is at work" in second.stdout, second.stderr
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    assert wait_gone(str(tmp_path / "one"), 30) == []
 
 
 def test_a_sweep_of_an_unknown_field_is_refused(tmp_path):
