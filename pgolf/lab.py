@@ -100,9 +100,10 @@ def parse_overrides(
 
 # %% ../nbs/18_lab.ipynb #10b051c6
 def parse_list(
-    text:str,  # Python or JSON list, or words like "1 2 3"
+    text:str,  # Python or JSON list, words like "1 2 3", or "names with spaces, between commas"
 )->list:       # its values
     "Reads a list as one types it on a command line"
+    if not text.lstrip().startswith("[") and "," in text: return [literal(word.strip()) for word in text.split(",") if word.strip()]
     if text.lstrip().startswith("["):
         try: return list(ast.literal_eval(text))
         except (ValueError, SyntaxError): raise Refusal(f"cannot read {text!r} as a list: write e.g. 1 2 3 or [1, 2, 3]") from None
@@ -126,6 +127,8 @@ def recipe_changes(
         if asked.get(name, least) < least: raise Refusal(f"parameter {name} must be at least {least}, not {asked[name]}")
     for field, name in dict(seed="seed", steps="steps", max_seconds="minutes").items(): # the run's name and its record know only the parameter
         if field in asked["overrides"] and (asked[name] or field == "seed"): raise Refusal(f"overrides set {field}, and so does the parameter {name}: give only the parameter")
+    for name in ("name", "scale"):
+        if name in asked["overrides"]: raise Refusal(f"overrides set {name}, which is no field of a recipe: give the parameter {'scale' if name == 'scale' else 'recipe'}")
     changes = {"seed": asked["seed"], **asked["overrides"]}
     if asked["steps"]: changes["steps"] = asked["steps"]
     if asked["minutes"]: changes["max_seconds"] = 60*asked["minutes"]
@@ -160,9 +163,12 @@ class RunRecord:
 def read_run(
     run, # run folder
 )->dict: # its run.json, {} where there is none
-    "What is known about the run in a folder"
-    try: return json.loads((Path(run)/"run.json").read_text(encoding="utf8"))
+    "What is known about the run in a folder; Refusal where run.json is damaged"
+    try: facts = json.loads((Path(run)/"run.json").read_text(encoding="utf8"))
     except FileNotFoundError: return {}
+    except ValueError as e: raise Refusal(f"{Path(run)/'run.json'} is not JSON ({e}): run again into a new folder") from None
+    if not isinstance(facts, dict): raise Refusal(f"{Path(run)/'run.json'} is no record of a run: run again into a new folder")
+    return facts
 
 # %% ../nbs/18_lab.ipynb #970cb694
 def make_way(
