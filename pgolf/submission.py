@@ -10,11 +10,11 @@ __all__ = ['MAKERS', 'OWN_FILE', 'BY_STRING', 'GUARD', 'STAND_INS', 'LIMIT_BYTES
            'Bundle', 'make_bundle', 'challenge_data', 'embedded_data', 'coder_libraries', 'check_libraries',
            'train_gpt_parser', 'final_figures', 'print_figures', 'train_gpt_main', 'minified', 'self_extracting',
            'train_gpt_script', 'SubmissionError', 'FinishedRun', 'read_json', 'corpus_of', 'read_finished',
-           'check_together', 'seedless', 'run_log', 'pinned', 'changed_fields', 'markdown_table', 'method_text',
-           'result_rows', 'compliance_text', 'reproduce_text', 'readme_text', 'submission_record', 'allowed_modules',
-           'clean_environment', 'run_alone', 'prove', 'prove_equal', 'make_submission', 'margin_bpb', 'welch_power',
-           'seeds_needed', 'SeedComparison', 'by_seed', 'compare_seeds', 'compare_runs', 'submit_parser',
-           'dropped_seeds', 'submit_main']
+           'check_together', 'refuse_unnamed', 'seedless', 'run_log', 'pinned', 'script_libraries', 'changed_fields',
+           'markdown_table', 'method_text', 'result_rows', 'verdict_of', 'compliance_text', 'reproduce_text',
+           'readme_text', 'submission_record', 'allowed_modules', 'clean_environment', 'run_alone', 'prove',
+           'prove_equal', 'make_submission', 'margin_bpb', 'welch_power', 'seeds_needed', 'SeedComparison', 'by_seed',
+           'compare_seeds', 'compare_runs', 'submit_parser', 'dropped_seeds', 'submit_main']
 
 # %% ../nbs/16_submission.ipynb #4219977f
 import argparse, ast, base64, builtins, hashlib, importlib.metadata, json, lzma, math, os, re, subprocess, sys, symtable, tempfile, time
@@ -345,7 +345,8 @@ def embedded_data(recipe:Recipe, folder:str)->Dataset:
     return prepare_data(recipe, folder, "data", progress=False)
 
 # %% ../nbs/16_submission.ipynb #57010ceb
-CODER_LIBRARIES = {"auto": ("brotli", "constriction", "zstandard"), "ans": ("brotli", "constriction"), "brotli": ("brotli",), "zstd": ("zstandard",), "lzma": ()}
+CODER_LIBRARIES = {"auto": ("brotli", "constriction", "zstandard"), "ans": ("brotli", "constriction"), "brotli": ("brotli",),
+                   "zstd": ("brotli", "zstandard"), "lzma": ("brotli",)} # the forecast of a size calls brotli, whatever the coder
 
 def coder_libraries(recipe:Recipe)->tuple[str, ...]:
     "Compressors that packing a recipe calls, as names of their packages"
@@ -485,9 +486,11 @@ class FinishedRun:
 # %% ../nbs/16_submission.ipynb #ff8d0e0b
 def read_json(path:Path)->dict:
     "A JSON file of a run, {} where there is none"
-    try: return json.loads(path.read_text(encoding="utf8"))
+    try: found = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError: return {}
     except ValueError as e: raise SubmissionError(f"{path} is not JSON ({e}): make it again") from None
+    if not isinstance(found, dict): raise SubmissionError(f"{path} holds no facts: make it again")
+    return found
 
 def corpus_of(folder:Path)->str: # "" = not known
     "The dataset a run was trained on, from its weights or its record"
@@ -507,14 +510,18 @@ def read_finished(
     recipe, score, record = read_recipe(folder), read_json(folder/"score.json"), read_run(folder)
     start, end = read_events(folder, "start"), read_events(folder, "end")
     if not (start and end) or not record.get("finished", True): raise SubmissionError(f"{folder} is not finished: run the same command again, it goes on where it stopped")
-    data = (folder/"model.pgolf").read_bytes()
+    if lack := [k for k in ("val_bpb", "val_loss", "tokens", "bytes", "stream", "seconds") if k not in score]: raise SubmissionError(f"{folder}/score.json has no {lack[0]}: score it again")
+    if lack := [k for k in ("step", "seconds", "reason", "averaging") if k not in end[-1]]: raise SubmissionError(f"the last record of {folder}/train.jsonl has no {lack[0]}: train it again")
+    data, corpus = (folder/"model.pgolf").read_bytes(), corpus_of(folder)
+    if not corpus: raise SubmissionError(f"{folder} does not say what it was trained on (neither weights.pt nor run.json is there): name the folder that the run made")
     stamps = [*score.get("stamps", ()), *inspect(data)["meta"].get("stamps", ()), *recipe.study]
     if stamps: raise SubmissionError(f"{folder} waives rules of the challenge ({', '.join(dict.fromkeys(map(str, stamps)))}): it is for study and cannot be handed in")
-    sha, scored = hashlib.sha256(data).hexdigest(), record.get("result", {}).get("artifact_sha256")
-    if scored not in (None, sha): raise SubmissionError(f"{folder}/model.pgolf is not the artifact that was scored: score it again")
+    sha = hashlib.sha256(data).hexdigest()
+    if {score.get("artifact_sha256", sha), record.get("result", {}).get("artifact_sha256", sha)} != {sha}: raise SubmissionError(f"{folder}/model.pgolf is not the artifact that was scored: score it again")
+    if score.get("dataset", corpus) != corpus: raise SubmissionError(f"{folder} was trained on {corpus} but scored on {score['dataset']}: score it again without --data")
     audit = read_json(folder/"audit.json")
-    if audit.get("sha256") not in (None, sha): audit = {} # of an artifact that was here before
-    return FinishedRun(folder, recipe, score, start[0], end[-1], corpus_of(folder), len(data), sha, audit)
+    if audit.get("sha256") != sha or audit.get("claimed_bpb") != score["val_bpb"]: audit = {} # of an artifact or a score that was here before
+    return FinishedRun(folder, recipe, score, start[0], end[-1], corpus, len(data), sha, audit)
 
 # %% ../nbs/16_submission.ipynb #49a19ac2
 def check_together(
@@ -532,6 +539,16 @@ def check_together(
         if seed not in seeds: raise SubmissionError(f"seed {seed} is dropped but none of the runs has it: name its run too, every seed is listed")
         if not reason.strip(): raise SubmissionError(f"seed {seed} is dropped without a reason: write --drop {seed}=REASON")
     if set(seeds) <= set(drop): raise SubmissionError("every seed is dropped: there is no result to hand in")
+
+def refuse_unnamed(runs:Sequence[FinishedRun])->None:
+    "SubmissionError where a finished run of the same recipe and another seed lies beside those that were named"
+    named, seeds, same = {r.folder.resolve() for r in runs}, {r.seed for r in runs}, seedless(runs[0].recipe)
+    for path in sorted({p for r in runs for p in r.folder.resolve().parent.glob("*/recipe.json")}):
+        if path.parent in named or not (path.parent/"score.json").is_file(): continue
+        try: other = read_finished(path.parent)
+        except (ValueError, OSError): continue # of no use, or no run
+        if other.seed in seeds or seedless(other.recipe) != same or other.score["stream"] != runs[0].score["stream"]: continue
+        raise SubmissionError(f"{path.parent} is a finished run of the same recipe with seed {other.seed}: name it too, and --drop {other.seed}=REASON if it shall not count")
 
 def seedless(recipe:Recipe)->dict:
     "All of a recipe that two seeds share"
@@ -564,6 +581,10 @@ def pinned(
     versions = run.start["versions"]
     lines = [f"{name}=={versions[name].partition('+')[0]}" for name in ("torch", "numpy")]
     return "\n".join(lines + [f"{n}=={importlib.metadata.version(n)}" for n in sorted({"sentencepiece", *coder_libraries(run.recipe), *more})]) + "\n"
+
+def script_libraries(script:str)->list[str]:
+    "What a script needs to unpack itself"
+    return ["brotli"] if re.match(r"import base64\nimport brotli\n", script) else []
 
 def changed_fields(config)->str:
     "The fields of a dataclass that differ from its defaults, as text"
@@ -600,14 +621,22 @@ def result_rows(
 RESULT_HEAD = ("seed", "steps", "training s", "evaluation s", "val_loss", "val_bpb", "artifact bytes", "with code", "artifact sha256", "note")
 
 # %% ../nbs/16_submission.ipynb #7a97546b
-def compliance_text(runs:Sequence[FinishedRun])->str:
+def verdict_of(run:FinishedRun)->str:
+    "What the referee said of a run, in words"
+    failed = ", ".join(run.audit.get("failed", []))
+    if not run.audit.get("findings"): return "not audited"
+    return f"the referee finds broken: {failed}" if failed else "the referee finds no rule broken" if run.audit.get("ok") else "the referee gives no verdict"
+
+def compliance_text(
+    runs:Sequence[FinishedRun],
+    code:int,   # bytes of the script: only here are both parts of the size known
+)->str:
     "The referee's verdicts, or that there are none"
     out = []
     for r in runs:
-        rows, failed = r.audit.get("findings", []), ", ".join(r.audit.get("failed", []))
-        said = f"the referee finds broken: {failed}" if failed else "the referee finds no rule broken" if r.audit.get("ok") else "the referee gives no verdict"
-        if rows: out += [f"Seed {r.seed}: {said}.", "", markdown_table([(f["rule"], f["verdict"], f["evidence"]) for f in rows], ("rule", "verdict", "evidence")), ""]
-        else: out += [f"Seed {r.seed}: not audited.", ""]
+        size = ("size", "pass" if r.size + code <= LIMIT_BYTES else "fail", f"{r.size + code:,} of {LIMIT_BYTES:,} bytes: artifact {r.size:,}, code {code:,}, counted when this folder was made")
+        rows = [size if f["rule"] == "size" else (f["rule"], f["verdict"], f["evidence"]) for f in r.audit.get("findings", [])]
+        out += [f"Seed {r.seed}: {verdict_of(r)}.", ""] + ([markdown_table(rows, ("rule", "verdict", "evidence")), ""] if rows else [])
     return "\n".join(out).strip()
 
 def reproduce_text(
@@ -637,7 +666,7 @@ def readme_text(
     parts = [f"# {about['name']}", f"val_bpb **{about['val_bpb']:.6f}** ({over}); at most {about['bytes_total']:,} of {LIMIT_BYTES:,} bytes. "
              f"Scored: {about['tokens']:,} tokens that stand for {about['bytes_scored']:,} bytes of {about['dataset'] or 'the validation text'}.",
              "## Method", method_text(recipe), "## Results, measured", markdown_table(result_rows(runs, about["bytes_code"], drop), RESULT_HEAD),
-             "Every seed that was run is listed.", "## Compliance", compliance_text(runs), "## Reproduce", reproduce_text(runs, proof)]
+             "Listed is every run that was named when this folder was made; a finished run of the same recipe beside one of them had to be named too.", "## Compliance", compliance_text(runs, about["bytes_code"]), "## Reproduce", reproduce_text(runs, proof)]
     if recipe.reported: parts += ["## Reported by the author of the original recipe at its full size, not measured here", markdown_table(recipe.reported.items(), ("figure", "reported"))]
     return "\n\n".join(parts) + "\n"
 
@@ -704,6 +733,7 @@ def run_alone(
     run:FinishedRun,  # what it shall repeat
     data:str,         # dataset folder; "" = the script's default
     python:str,       # interpreter
+    packages:Sequence[str]=ALLOWED_PACKAGES, # that may be imported
 )->dict:              # its figures
     "Run a script in an empty folder, with a clean environment and few packages"
     with tempfile.TemporaryDirectory() as tmp:
@@ -716,7 +746,7 @@ def run_alone(
             write_atomic(alone/"run"/"weights.pt", weights.read_bytes())
         n = run.start["ranks"]
         command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"] if n > 1 else [python, "-I"]
-        command += [str(home/"guard.py"), ",".join(allowed_modules()), "train_gpt.py", "--seed", str(run.seed), "--device", run.start["device"].partition(":")[0]]
+        command += [str(home/"guard.py"), ",".join(allowed_modules(tuple(packages))), "train_gpt.py", "--seed", str(run.seed), "--device", run.start["device"].partition(":")[0]]
         done = subprocess.run(command + (["--data", str(Path(data).resolve())] if data else []), cwd=alone, env=clean_environment(home, run), stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode: raise SubmissionError(f"{script} fails when it runs alone: " + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]))
         return json.loads((alone/"run"/"figures.json").read_text())
@@ -733,10 +763,11 @@ def prove(
     data = str(data) or str(read_run(r.folder).get("settings", {}).get("data", ""))
     if not data and r.corpus != "embedded": raise SubmissionError(f"the proof needs the data that {r.folder} used ({r.corpus}, {r.recipe.model.vocab} pieces): name its folder")
     began = time.monotonic()
-    figures = run_alone(Path(script), r, data, python)
+    packages = [line.partition("==")[0] for line in pinned(r, script_libraries(Path(script).read_text(encoding="utf8"))).splitlines()]
+    figures = run_alone(Path(script), r, data, python, packages)
     mine = {"val_bpb": r.score["val_bpb"], "artifact_sha256": r.sha256, "artifact_bytes": r.size}
     alone = {k: figures[k] for k in mine}
-    how = ("from its trained weights, which a wall clock ended" if r.recipe.train.max_seconds else "trained from nothing") + f"; importable: {', '.join(ALLOWED_PACKAGES)} and what they require"
+    how = ("from its trained weights, which a wall clock ended" if r.recipe.train.max_seconds else "trained from nothing") + f"; importable: {', '.join(packages)} and what they require"
     return {"equal": alone == mine, "seed": r.seed, "run": mine, "script": alone, "how": how, "script_sha256": sha256_file(script),
             "code_bytes": Path(script).stat().st_size, "seconds": round(time.monotonic() - began, 1)}
 
@@ -772,8 +803,9 @@ def make_submission(
     about = submission_record(found, code := len(script.encode()), drop, author, github_id, name)
     if (over := about["bytes_total"] - LIMIT_BYTES) > 0:
         raise SubmissionError(f"{about['bytes_total']:,} bytes are {over:,} too many (code {code:,}, model {about['bytes_model']:,}): lower the recipe's limit, minify or pack")
+    refuse_unnamed(found)
     proven = prove_equal(script, first, data) if proof else {}
-    files = {"README.md": readme_text(about, found, drop, proven), "submission.json": json.dumps(about, indent=1), "requirements.txt": pinned(first), "train_gpt.py": script}
+    files = {"README.md": readme_text(about, found, drop, proven), "submission.json": json.dumps(about, indent=1), "requirements.txt": pinned(first, script_libraries(script)), "train_gpt.py": script}
     files |= {f"train_seed{r.seed}.log": run_log(r) for r in found} | ({"proof.json": json.dumps(proven, indent=1)} if proven else {})
     out.mkdir(parents=True, exist_ok=True)
     for file, text in files.items(): write_atomic(out/file, text.encode())
@@ -919,7 +951,9 @@ def dropped_seeds(
     "Reads --drop"
     for word in words:
         if not re.fullmatch(r"\d+=.*\S.*", word): raise SubmissionError(f"--drop {word}: write SEED=REASON, a number and why it does not count")
-    return {int(word.partition("=")[0]): word.partition("=")[2] for word in words}
+    out = {int(word.partition("=")[0]): word.partition("=")[2] for word in words}
+    if len(out) < len(words): raise SubmissionError("--drop names a seed twice: one reason is enough")
+    return out
 
 # %% ../nbs/16_submission.ipynb #896e3338
 def submit_main(argv:list[str]|None=None)->int:
@@ -932,6 +966,8 @@ def submit_main(argv:list[str]|None=None)->int:
         sys.stderr.write(f"pgolf_submit: {e}\n")
         return 1
     for seed, reason in drop.items(): print(f"seed {seed} left out: {reason}")
+    for r in sorted(map(read_finished, a.runs), key=lambda r: r.seed): print(f"seed {r.seed}: {verdict_of(r)}" + ("" if r.audit else f"; pgolf_audit {r.folder} does it"))
+    if not a.author: print("note: submission.json names no author: give --author and --github-id")
     print(f"{a.out}: val_bpb {about['val_bpb']:.6f} over {len(about['seeds'])} seeds; code {about['bytes_code']:,} + model {about['bytes_model']:,} = {about['bytes_total']:,} of {LIMIT_BYTES:,} bytes"
           + ("; proof: equal" if a.prove else ""))
     return 0

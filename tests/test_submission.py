@@ -211,7 +211,9 @@ def test_a_run_under_a_clock_is_proven_from_its_weights(run_of, words, tmp_path)
     proof = prove(written(tmp_path / "x.py", run, **SMALL), run, shards(words))
     assert proof["equal"] and "from its trained weights" in proof["how"]
     with pytest.raises(SubmissionError, match="has no weights.pt"):
-        prove(tmp_path / "x.py", changed(run, tmp_path, weights_pt=None), shards(words))
+        prove(tmp_path / "x.py", changed(run, tmp_path, weights_pt=None, run_json={"settings": {"data": str(shards(words))}}), shards(words))
+    with pytest.raises(SubmissionError, match="does not say what it was trained on"):
+        read_finished(changed(run, tmp_path, weights_pt=None))
 
 
 ON_RANKS = """import sys
@@ -252,12 +254,18 @@ def test_nothing_but_the_allowed_packages_can_be_imported(run_of, words, tmp_pat
         run_alone(tmp_path / "x.py", read_finished(run_of("pr1536")), "", sys.executable)
 
 
-def test_a_missing_compressor_is_told_before_the_training(run_of, words, tmp_path, monkeypatch):
+def test_a_missing_compressor_is_told_before_the_training(run_of, words, tmp_path):
     run = read_finished(run_of("pr1536"))
-    allowed = tuple(n for n in submission.allowed_modules() if not n.endswith("brotli"))
-    monkeypatch.setattr(submission, "allowed_modules", lambda: allowed)
     with pytest.raises(SubmissionError, match="packs with brotli, not installed here: pip install brotli"):
-        run_alone(written(tmp_path / "x.py", run.folder), run, str(shards(words)), sys.executable)
+        run_alone(written(tmp_path / "x.py", run.folder), run, str(shards(words)), sys.executable, ("torch", "numpy", "sentencepiece"))
+
+
+def test_the_requirements_name_what_the_file_unpacks_itself_with(run_of, tmp_path):
+    run = run_of("pr1696")
+    assert submission.script_libraries(train_gpt_script(read_finished(run).recipe, "words", minify=True, pack="brotli")) == ["brotli"]
+    assert submission.script_libraries(train_gpt_script(read_finished(run).recipe, "words", **SMALL)) == []
+    submission.make_submission([run], tmp_path / "out", pack="brotli")
+    assert "brotli==" in (tmp_path / "out" / "requirements.txt").read_text()
 
 
 def test_the_file_tells_wrong_data_in_a_sentence(run_of, tmp_path):
@@ -332,7 +340,9 @@ def test_unfinished_and_foreign_runs_are_refused(three, run_of, tmp_path):
     assert "is not JSON" in refused([changed(run, tmp_path, score_json="{")], out)
     assert "is not the artifact that was scored" in refused([changed(run, tmp_path, run_json={"finished": True, "result": {"artifact_sha256": "0"}})], out)
     assert "waives rules of the challenge (not causal)" in refused([changed(run, tmp_path, score_json=score | {"stamps": ["not causal"]})], out)
-    assert "scored on another text" in refused([run, changed(three[1], tmp_path, score_json=score | {"stream": "0"})], out)
+    assert "scored on another text" in refused([run, changed(three[1], tmp_path, score_json=json.loads((three[1] / "score.json").read_text()) | {"stream": "0"})], out)
+    assert "was trained on words but scored on others" in refused([changed(run, tmp_path, score_json=score | {"dataset": "others"})], out)
+    assert "holds no facts" in refused([changed(run, tmp_path, score_json=[])], out) and "has no val_bpb" in refused([changed(run, tmp_path, score_json={})], out)
     assert "train.muon_lr is 0.05" in refused([run_of("pr1536"), run_of("pr1536", muon_lr=0.05)], out)
     assert "no runs" in refused([], out)
     assert "two of the runs have seed 1" in refused([run, changed(run, tmp_path)], out)
