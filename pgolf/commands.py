@@ -110,8 +110,11 @@ def _score_file(path:Path, data:Path|None):
 
 def _score_folder(run:Path, data:Path|None, nproc:int):
     "Score a run folder, on several processes where asked"
-    recipe, data = read_recipe(run), data or read_run(run).get("settings", {}).get("data")
-    if not data: raise ConfigError(f"{run} does not say which data it was trained on: give --data, a dataset folder")
+    if nproc < 1: raise ConfigError(f"--nproc must be at least 1, not {nproc}")
+    recipe, own = read_recipe(run), read_run(run).get("settings", {}).get("data")
+    if data and own and Path(data).resolve() != Path(own).resolve():
+        raise ConfigError(f"{run} was trained on {own}, and its score belongs to that: for other text score the file, pgolf_score {run/'model.pgolf'} --data {data}")
+    if not (data := data or own): raise ConfigError(f"{run} does not say which data it was trained on: give --data, a dataset folder")
     run_command(torchrun(["-m", "pgolf.recipes", "score", run, "--data", data], nproc), log=run/"score.log")
     score, artifact = json.loads((run/"score.json").read_text()), (run/"model.pgolf").read_bytes()
     result = {k: score[k] for k in ("val_bpb", "tokens", "bytes")} | {"artifact_bytes": len(artifact), "artifact_sha256": hashlib.sha256(artifact).hexdigest()}

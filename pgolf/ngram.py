@@ -430,7 +430,7 @@ class Mixture:
         if segment.query is not None: return
         if self.gate is not None: self._learn(segment)
         hi = segment.prefix[1]
-        if hi + 1 > self.cache.size: self.cache.extend(segment.stream.take(torch.arange(self.cache.size, hi + 1)).numpy())
+        if hi and hi + 1 > self.cache.size: self.cache.extend(segment.stream.take(torch.arange(self.cache.size, hi + 1)).numpy())
 
     def _learn(self, segment:Segment):
         "Learn the weight from what lies before the frontier; the rest waits"

@@ -176,6 +176,7 @@ class ScoreFirstTTT(ModelPredictor):
         (lo, hi), size, index, count = segment.prefix, self.cfg.chunk_tokens, segment.index, segment.count
         if segment.query is not None: return
         if index == count - 1: return self.reset()
+        if hi == 0: return # documents in another order: the first is not among those scored so far
         if self.pieces:
             if hi // size == self.trained // size: return
             lo, index, count = self.trained, self.trained // size, -(-count * self.pieces // size)
