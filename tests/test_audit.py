@@ -18,10 +18,11 @@ from pgolf.cheats import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, TOY_TTT, brief
 from pgolf.data import write_shard
 from pgolf.evaluate import EvalConfig, ModelPredictor, document_spans, evaluate
 from pgolf.model import GPT
-from pgolf.ngram import make_predictor
+from pgolf.ngram import NgramConfig, make_predictor
 from pgolf.proof import of_the_library
 from pgolf.recipes import faithful, get, run_recipe
 from pgolf.train import TrainError
+from pgolf.ttt import LoRAConfig
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,73 @@ def test_what_lies_behind_the_slice_is_rescored(ground):
     touched = touched | sums(touched["nats"], honest.nbytes)
     assert sampled(ground, learner, touched)["rescored"].verdict == "pass"   # behind the first reveal: what a sample cannot tell, it does not say
     assert audit(learner, ground.ids, ground.table, SLIDING, claim=touched, effort=SAMPLED, thorough=True)["rescored"].verdict == "fail"
+
+
+class KeepsTheStream(ModelPredictor):
+    "Honest where an audit's slice ends, and no further"
+    def __init__(self, model, ids):
+        super().__init__(model)
+        self.kept = ids
+    def log_probs(self, query):
+        rows, late = super().log_probs(query).clone(), query.positions > 300
+        rows[late, self.kept[query.positions + 1][late]] += 3.0
+        return rows.log_softmax(1)
+
+
+def test_who_makes_a_predictor_of_the_stream_is_scored_without_it(ground):
+    score = evaluate(KeepsTheStream(ground.model, ground.ids), ground.ids, ground.table, SLIDING)
+    make = lambda ids: KeepsTheStream(ground.model, ids)
+    for options in (dict(effort=replace(SAMPLED, windows=12), seed=3), dict(effort=SAMPLED, thorough=True)):
+        assert "rescored" in audit(make, ground.ids, ground.table, SLIDING, claim=score, **options).failed
+    honest = lambda ids: ModelPredictor(ground.model)
+    report = audit(honest, ground.ids, ground.table, SLIDING, claim=evaluate(ModelPredictor(ground.model), ground.ids, ground.table, SLIDING), effort=SAMPLED)
+    assert report.ok and report["rescored"].verdict == "pass"
+    late = lambda: PeeksLate(ground.model)
+    score = evaluate(late(), ground.ids, ground.table, SLIDING, accept_illegal=True)
+    assert "rescored" in audit(late, ground.ids, ground.table, SLIDING, claim=score, effort=SAMPLED, thorough=True).failed
+
+
+def test_state_is_seen_wherever_it_is_kept():
+    class Keeper: pass
+    for before, after in ((frozenset({1}), frozenset({1, 2})), ({3: 0}, {4: 0}), (b"a", b"b"), (np.float64(1), np.float64(2)), (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
+                          (np.random.default_rng(1), np.random.default_rng(2))):
+        one, two = Keeper(), Keeper()
+        one.x, two.x = before, after
+        same = copy.copy(one)
+        assert referee.state_digest(one) == referee.state_digest(same) != referee.state_digest(two), (before, after)
+
+
+class NeverReserved(ModelPredictor):
+    "Gives nothing to pieces that stand for no text, but to the start of a document"
+    def log_probs(self, query):
+        rows = super().log_probs(query).clone()
+        rows[:, [0, 2, 3]] = -np.inf
+        return rows.log_softmax(1)
+
+
+def test_an_honest_predictor_may_rule_out_what_is_no_text(ground):
+    make = lambda: NeverReserved(ground.model)
+    assert audit(make, ground.ids, ground.table, SLIDING, claim=evaluate(make(), ground.ids, ground.table, SLIDING), effort=SAMPLED).ok
+
+
+@pytest.mark.parametrize("options", (dict(ngram=NgramConfig()), dict(ttt=TOY_TTT), dict(ttt=TOY_TTT, lora=LoRAConfig(rank=2))), ids=("n-gram", "sgd", "lora over sgd"))
+def test_documents_may_come_in_another_order_than_in_the_stream(ground, options):
+    spans = document_spans(ground.ids).tolist()
+    ids = torch.cat([ground.ids[lo:lo + n] for (lo, _), n in zip(spans, (20, 60, 90, 40))])
+    cfg = EvalConfig("documents", seq_len=64, doc_chunk=16, doc_batch=1, doc_order="length")
+    make = lambda: make_predictor(ground.model, **options)
+    report = audit(make, ids, ground.table, cfg, claim=evaluate(make(), ids, ground.table, cfg), effort=SAMPLED)
+    assert report.ok, report
+
+
+def test_near_copies_are_told_and_a_training_set_made_of_them_fails(ground):
+    val, stream = ground.dataset.val_ids(), ground.train_ids
+    honest = referee.check_shared_documents([stream], val)
+    assert honest[0] == "pass" and "share most of their runs of 32" in honest[1]
+    copies = val.clone()
+    for lo, hi in document_spans(val).tolist(): copies[(lo + hi) // 2] = 5 + (copies[(lo + hi) // 2] == 5)
+    verdict, evidence = referee.check_shared_documents([stream, copies], val)
+    assert verdict == "fail" and "in the training data with changes" in evidence
 
 
 @pytest.mark.parametrize("name", ("documents", "lora", "all", "n-gram over sgd", "full"))
@@ -283,6 +351,30 @@ def test_code_and_side_files_are_counted(tmp_path):
     for name, data in ((".cache/t.bin", bytes(5)), ("tables.log", b"\xff\xfe"), ("license", b"a" * 2_000_000), ("seed1.log", b"step 1"), ("README.md", b"hello")):
         (tmp_path / name).write_bytes(data)
     assert referee.shipped_parts(tmp_path) == {".cache/t.bin": 5, "license": 2_000_000, "tables.log": 2}
+    for i in range(3): (tmp_path / f"seed{i}.log").write_bytes(b"a" * 900_000)
+    assert referee.shipped_parts(tmp_path)["seed2.log"] == 900_000, "so many logs are no logs"
+    (tmp_path / "more").symlink_to(tmp_path.parent)
+    with pytest.raises(ValueError, match="is a link"):
+        referee.shipped_parts(tmp_path)
+
+
+def test_what_a_submission_says_of_its_score_is_checked(finished, tmp_path):
+    run, dataset = finished
+    shutil.copy(run / "model.pgolf", tmp_path)
+    (tmp_path / "train_gpt.py").write_text("print()\n")
+    score = json.loads((run / "score.json").read_text())
+    said = {"val_bpb": score["val_bpb"], "val_loss": score["val_loss"], "tokens": score["tokens"], "bytes_scored": score["bytes"]}
+    for figures, verdict in ((said, "pass"), (said | {"val_bpb": 0.5}, "fail"), (said | {"tokens": said["tokens"] + 1}, "fail")):
+        (tmp_path / "submission.json").write_text(json.dumps(figures))
+        report = audit_folder(tmp_path, dataset)
+        assert report["claim"].verdict == verdict and report["rescored"].verdict == "skipped"
+    (tmp_path / "submission.json").write_text(json.dumps(said | {"val_bpb": said["val_bpb"] / 2, "val_loss": said["val_loss"] / 2}))
+    assert audit_folder(tmp_path, dataset)["claim"].verdict == "pass" # the sums agree: only scoring again can tell
+    assert audit_folder(tmp_path, dataset, thorough=True)["rescored"].verdict == "fail"
+
+
+def test_a_clock_that_is_over_already_fails_whatever_is_missing():
+    assert check_clock({"training": 5000.0, "packing": None}, "NVIDIA H100", 8)[0] == "fail" and check_clock({"training": 5.0, "packing": None}, "NVIDIA H100", 8)[0] == "skipped"
 
 
 def test_files_beside_the_libraries_are_seen(tmp_path):
@@ -335,6 +427,14 @@ def test_damage_is_said_in_a_sentence(finished, tmp_path, capsys, monkeypatch):
     touched = shutil.copytree(run, tmp_path / "run")
     (touched / "positions.npz").write_bytes((run / "positions.npz").read_bytes()[:100])
     assert audit_main([str(touched), "--data", str(dataset.train[0].parent)]) == 2 and "is damaged" in capsys.readouterr().err
+    for name, text in (("positions.npz", None), ("score.json", "[]"), ("score.json", "{"), ("score.json", '{"tokens": null}'), ("run.json", "[]"), ("recipe.json", "[]")):
+        shutil.rmtree(touched)
+        shutil.copytree(run, touched)
+        (touched / name).unlink(missing_ok=True)
+        if text is not None: (touched / name).write_text(text)
+        assert audit_main([str(touched), "--data", str(dataset.train[0].parent)]) == 2, name
+        said = capsys.readouterr().err
+        assert said.startswith("pgolf_audit: ") and name in said and said.count("\n") == 1, said
     def stop(*_, **__): raise TrainError("no room")
     monkeypatch.setattr(referee, "audit_subject", stop)
     assert audit_main(["tiny"]) == 2 and capsys.readouterr().err == "pgolf_audit: no room\n"
