@@ -46,7 +46,7 @@ from torch import Tensor
 
 from .artifact import MAGIC, decode_blob, encode_blob, inspect, open_header, read_blobs, unpack
 from .data import Dataset, open_dataset, read_shard, write_shard
-from .evaluate import (EvalConfig, Evaluation, EvaluationError, ModelPredictor, Query, Revealed, document_spans, document_windows, eval_plan, evaluate,
+from .evaluate import (EvalConfig, Evaluation, EvaluationError, ModelPredictor, Query, Revealed, document_spans, document_windows, eval_plan,
                             full_windows, run_piece, sliding_windows, stream_digest)
 from .lab import Table, read_run
 from .model import ConfigError, StreamCache, token_loss
@@ -735,8 +735,8 @@ def as_claim(
 def sound_claim(claim)->dict:
     "A claim whose entries are of the kinds that the rules compute with; ValueError"
     if not isinstance(claim, dict): raise ValueError("it is no score")
-    for names, kinds in ((('tokens', 'bytes'), int), (('loss', 'bpb', 'val_loss', 'val_bpb'), (int, float)), (('stamps',), (list, tuple)), (('seconds', 'ledger'), (dict, type(None)))):
-        if wrong := next((n for n in names if n in claim and (not isinstance(claim[n], kinds) or isinstance(claim[n], bool))), ''): raise ValueError(f"its {wrong} is {claim[wrong]!r}")
+    for fields_, kinds in ((('tokens', 'bytes'), int), (('loss', 'bpb', 'val_loss', 'val_bpb'), (int, float)), (('stamps',), (list, tuple)), (('seconds', 'ledger'), (dict, type(None)))):
+        if wrong := next((n for n in fields_ if n in claim and (not isinstance(claim[n], kinds) or isinstance(claim[n], bool))), ''): raise ValueError(f"its {wrong} is {claim[wrong]!r}")
     if lack := next((n for n in ('tokens', 'bytes', 'loss', 'bpb') if n not in claim), ''): raise ValueError(f"it has no {lack}")
     nats = claim.get('nats')
     if nats is not None and (np.ndim(nats) != 1 or np.asarray(nats).dtype.kind != 'f'): raise ValueError("its losses are no row of numbers")

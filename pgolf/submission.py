@@ -35,7 +35,6 @@ from .artifact import inspect
 from .bits import mean_sd, p_lower
 from .data import Dataset, open_dataset, sha256_file
 from .lab import Table, read_events, read_run
-from .launch import REPEAT
 from .recipes import Recipe, prepare_data, read_recipe, run_recipe
 from .tokenizer import write_atomic
 from .train import CheckpointError, TrainError, TrainStopped, current_ranks, differing, joined_ranks, read_state, sparse_lines
@@ -727,7 +726,7 @@ def clean_environment(
     "An environment with nothing in it but what a machine needs"
     threads = re.search(r"(\d+) threads", run.start["hardware"])
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "SYSTEMROOT", "LANG", "OMP_NUM_THREADS")}
-    return REPEAT | kept | ({"OMP_NUM_THREADS": threads[1]} if threads else {}) | {"HOME": str(home), "TMPDIR": str(home), "PYTHONNOUSERSITE": "1"}
+    return kept | ({"OMP_NUM_THREADS": threads[1]} if threads else {}) | {"HOME": str(home), "TMPDIR": str(home), "PYTHONNOUSERSITE": "1"}
 
 def run_alone(
     script:Path,      # the exported file
