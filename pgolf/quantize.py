@@ -485,6 +485,8 @@ def group_sensitivity(
         H = (hessians or {}).get(name, torch.eye(p.shape[-1]))
         relative = output_error(p, codes, H) / (((kept @ H) * kept).sum((-2, -1))).clamp_min(1e-30)
         p.copy_(codes.dequantize())
-        out[name] = max(0.0, loss(model) - base) / max(float(relative.sum()), 1e-9)
+        out[name] = (loss(model) - base) / max(float(relative.sum()), 1e-9)
         p.copy_(kept)
-    return out
+    seen = sorted(v for v in out.values() if v > 0)
+    least = seen[len(seen) // 2] / 20 if seen else 1.0
+    return {name: max(v, least) for name, v in out.items()}
