@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OWN_FILE', 'BY_STRING', 'GUARD', 'STAND_INS', 'LIMIT_BYTES', 'CODER_LIBRARIES', 'RESULT_HEAD',
-           'ALLOWED_PACKAGES', 'GUARD_SCRIPT', 'MARGIN_NATS', 'BundleError', 'package_sources', 'global_names',
-           'evaluated', 'has_effect', 'Piece', 'ModuleParts', 'statement_text', 'is_script_part', 'sort_import',
-           'take_apart', 'strange_parts', 'check_piece', 'Bundler', 'AbsentLibrary', 'SilentBar', 'import_lines',
-           'Bundle', 'make_bundle', 'challenge_data', 'embedded_data', 'coder_libraries', 'check_libraries',
-           'train_gpt_parser', 'final_figures', 'print_figures', 'train_gpt_main', 'minified', 'self_extracting',
-           'train_gpt_script', 'SubmissionError', 'FinishedRun', 'read_json', 'corpus_of', 'read_finished',
-           'check_together', 'refuse_unnamed', 'seedless', 'run_log', 'pinned', 'script_libraries', 'changed_fields',
-           'markdown_table', 'method_text', 'result_rows', 'verdict_of', 'compliance_text', 'reproduce_text',
-           'readme_text', 'submission_record', 'allowed_modules', 'clean_environment', 'run_alone', 'prove',
-           'prove_equal', 'make_submission', 'margin_bpb', 'welch_power', 'seeds_needed', 'SeedComparison', 'by_seed',
-           'compare_seeds', 'compare_runs', 'submit_parser', 'dropped_seeds', 'submit_main']
+           'ALLOWED_PACKAGES', 'GUARD_SCRIPT', 'KERNEL_CHOICE', 'MARGIN_NATS', 'BundleError', 'package_sources',
+           'global_names', 'evaluated', 'has_effect', 'Piece', 'ModuleParts', 'statement_text', 'is_script_part',
+           'sort_import', 'take_apart', 'strange_parts', 'check_piece', 'Bundler', 'AbsentLibrary', 'SilentBar',
+           'import_lines', 'Bundle', 'make_bundle', 'challenge_data', 'embedded_data', 'coder_libraries',
+           'check_libraries', 'train_gpt_parser', 'final_figures', 'print_figures', 'train_gpt_main', 'minified',
+           'self_extracting', 'train_gpt_script', 'SubmissionError', 'FinishedRun', 'read_json', 'corpus_of',
+           'read_finished', 'check_together', 'refuse_unnamed', 'seedless', 'run_log', 'pinned', 'script_libraries',
+           'changed_fields', 'markdown_table', 'method_text', 'result_rows', 'verdict_of', 'compliance_text',
+           'reproduce_text', 'readme_text', 'submission_record', 'allowed_modules', 'clean_environment', 'run_alone',
+           'prove', 'prove_equal', 'make_submission', 'margin_bpb', 'welch_power', 'seeds_needed', 'SeedComparison',
+           'by_seed', 'compare_seeds', 'compare_runs', 'submit_parser', 'dropped_seeds', 'submit_main']
 
 # %% ../nbs/16_submission.ipynb #4219977f
 import argparse, ast, base64, builtins, hashlib, importlib.metadata, json, lzma, math, os, re, subprocess, sys, symtable, tempfile, time
@@ -719,13 +719,15 @@ def allowed_modules(
     return tuple(sorted(top for top, owners in importlib.metadata.packages_distributions().items() if wanted & set(map(plain, owners))))
 
 # %% ../nbs/16_submission.ipynb #93db58af
+KERNEL_CHOICE = ("OPENBLAS_", "MKL_", "NPY_", "ATEN_", "DNNL_", "ONEDNN_") # variables that decide which kernels compute: with others the last bits differ, and a learner makes more of them
+
 def clean_environment(
     home:Path,         # stands for the user's home
     run:FinishedRun,   # the number of threads is the run's
 )->dict:
     "An environment with nothing in it but what a machine needs"
     threads = re.search(r"(\d+) threads", run.start["hardware"])
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "SYSTEMROOT", "LANG", "OMP_NUM_THREADS")}
+    kept = {k: v for k, v in os.environ.items() if k.startswith(KERNEL_CHOICE) or k in ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "SYSTEMROOT", "LANG", "OMP_NUM_THREADS")}
     return kept | ({"OMP_NUM_THREADS": threads[1]} if threads else {}) | {"HOME": str(home), "TMPDIR": str(home), "PYTHONNOUSERSITE": "1"}
 
 def run_alone(
