@@ -10,11 +10,11 @@ __all__ = ['MAKERS', 'OWN_FILE', 'BY_STRING', 'GUARD', 'STAND_INS', 'LIMIT_BYTES
            'import_lines', 'Bundle', 'make_bundle', 'challenge_data', 'embedded_data', 'coder_libraries',
            'check_libraries', 'train_gpt_parser', 'final_figures', 'print_figures', 'train_gpt_main', 'minified',
            'self_extracting', 'train_gpt_script', 'SubmissionError', 'FinishedRun', 'read_json', 'corpus_of',
-           'read_finished', 'check_together', 'refuse_unnamed', 'seedless', 'run_log', 'pinned', 'script_libraries',
-           'changed_fields', 'markdown_table', 'method_text', 'result_rows', 'verdict_of', 'compliance_text',
-           'reproduce_text', 'readme_text', 'submission_record', 'allowed_modules', 'clean_environment', 'run_alone',
-           'prove', 'prove_equal', 'make_submission', 'margin_bpb', 'welch_power', 'seeds_needed', 'SeedComparison',
-           'by_seed', 'compare_seeds', 'compare_runs', 'submit_parser', 'dropped_seeds', 'submit_main']
+           'read_finished', 'check_together', 'refuse_unnamed', 'seedless', 'run_log', 'pinned', 'changed_fields',
+           'markdown_table', 'method_text', 'result_rows', 'verdict_of', 'compliance_text', 'reproduce_text',
+           'readme_text', 'submission_record', 'allowed_modules', 'clean_environment', 'run_alone', 'prove',
+           'prove_equal', 'make_submission', 'margin_bpb', 'welch_power', 'seeds_needed', 'SeedComparison', 'by_seed',
+           'compare_seeds', 'compare_runs', 'submit_parser', 'dropped_seeds', 'submit_main']
 
 # %% ../nbs/16_submission.ipynb #4219977f
 import argparse, ast, base64, builtins, hashlib, importlib.metadata, json, lzma, math, os, re, subprocess, sys, symtable, tempfile, time
@@ -346,7 +346,7 @@ def embedded_data(recipe:Recipe, folder:str)->Dataset:
 
 # %% ../nbs/16_submission.ipynb #57010ceb
 CODER_LIBRARIES = {"auto": ("brotli", "constriction", "zstandard"), "ans": ("brotli", "constriction"), "brotli": ("brotli",),
-                   "zstd": ("brotli", "zstandard"), "lzma": ("brotli",)} # the forecast of a size calls brotli, whatever the coder
+                   "zstd": ("brotli", "zstandard"), "lzma": ("brotli",)} # the forecast of a size calls brotli, whatever the coder; so may the script's own packing
 
 def coder_libraries(recipe:Recipe)->tuple[str, ...]:
     "Compressors that packing a recipe calls, as names of their packages"
@@ -575,16 +575,11 @@ def run_log(
 # %% ../nbs/16_submission.ipynb #32f3f203
 def pinned(
     run:FinishedRun,
-    more:Sequence[str]=(), # further packages the script imports
 )->str:
     "requirements.txt: the versions that ran, for torch and numpy as the log has them"
     versions = run.start["versions"]
     lines = [f"{name}=={versions[name].partition('+')[0]}" for name in ("torch", "numpy")]
-    return "\n".join(lines + [f"{n}=={importlib.metadata.version(n)}" for n in sorted({"sentencepiece", *coder_libraries(run.recipe), *more})]) + "\n"
-
-def script_libraries(script:str)->list[str]:
-    "What a script needs to unpack itself"
-    return ["brotli"] if re.match(r"import base64\nimport brotli\n", script) else []
+    return "\n".join(lines + [f"{n}=={importlib.metadata.version(n)}" for n in sorted({"sentencepiece", *coder_libraries(run.recipe)})]) + "\n"
 
 def changed_fields(config)->str:
     "The fields of a dataclass that differ from its defaults, as text"
@@ -765,7 +760,7 @@ def prove(
     data = str(data) or str(read_run(r.folder).get("settings", {}).get("data", ""))
     if not data and r.corpus != "embedded": raise SubmissionError(f"the proof needs the data that {r.folder} used ({r.corpus}, {r.recipe.model.vocab} pieces): name its folder")
     began = time.monotonic()
-    packages = [line.partition("==")[0] for line in pinned(r, script_libraries(Path(script).read_text(encoding="utf8"))).splitlines()]
+    packages = [line.partition("==")[0] for line in pinned(r).splitlines()]
     figures = run_alone(Path(script), r, data, python, packages)
     mine = {"val_bpb": r.score["val_bpb"], "artifact_sha256": r.sha256, "artifact_bytes": r.size}
     alone = {k: figures[k] for k in mine}
@@ -807,7 +802,7 @@ def make_submission(
         raise SubmissionError(f"{about['bytes_total']:,} bytes are {over:,} too many (code {code:,}, model {about['bytes_model']:,}): lower the recipe's limit, minify or pack")
     refuse_unnamed(found)
     proven = prove_equal(script, first, data) if proof else {}
-    files = {"README.md": readme_text(about, found, drop, proven), "submission.json": json.dumps(about, indent=1), "requirements.txt": pinned(first, script_libraries(script)), "train_gpt.py": script}
+    files = {"README.md": readme_text(about, found, drop, proven), "submission.json": json.dumps(about, indent=1), "requirements.txt": pinned(first), "train_gpt.py": script}
     files |= {f"train_seed{r.seed}.log": run_log(r) for r in found} | ({"proof.json": json.dumps(proven, indent=1)} if proven else {})
     out.mkdir(parents=True, exist_ok=True)
     for file, text in files.items(): write_atomic(out/file, text.encode())
