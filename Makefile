@@ -6,11 +6,11 @@ STAMP  := $(VENV)/.installed
 SEED   ?= 1
 RECIPE ?= tiny
 
-.PHONY: help run test lab export readme env
+.PHONY: help run try-me try test lab export outputs readme env
 .DEFAULT_GOAL := help
 
 help:            ## this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
 	@echo "  (PYTHON=python3.12 picks the Python that makes $(VENV); RECIPE=, SEED= change \`make run\`)"
 
 env: $(STAMP)    ## only make .venv and install what constraints.txt pins
@@ -20,27 +20,40 @@ $(STAMP): setup.py settings.ini constraints.txt
 	  { echo "pgolf needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "cannot make $(VENV): install the venv module (Debian: apt install python3-venv)"; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[lab,dev]' -c constraints.txt
+	@echo "installing into $(VENV), about a minute"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lab,dev]' -c constraints.txt \
+	  --config-settings editable_mode=compat
 	@touch $@
 
 run: $(STAMP)    ## train, pack, reload and score the tiny model; ends with the result table
 	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
 	  -p recipe $(RECIPE) -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
 
+try-me: $(STAMP) ## the same as run, at the smallest size: a first look in under a minute
+	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE)-smoke.ipynb \
+	  -p recipe $(RECIPE) -p scale smoke -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
+
+try: $(STAMP)    ## NB=2_model/xsa: export that notebook, run it, and take every recipe through a small run
+	@test -n "$(NB)" || { echo "make try wants a notebook: make try NB=2_model/xsa"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python tools/try_one.py $(NB)
+
 test: $(STAMP)   ## every check, in the order that fails fastest
 	$(BIN)/ruff check .
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/test_house.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check_outputs.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lab: $(STAMP)    ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+lab: $(STAMP)    ## open the notebooks in JupyterLab; ARGS="--port 9000 --no-browser" are passed on
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) nbs
 
 export: $(STAMP) ## after an edit: clean notebooks, export them to pgolf/, write README.md
 	$(BIN)/python tools/check_notebooks.py --fix
 	$(BIN)/python tools/readme.py
+
+outputs: $(STAMP) ## run the notebooks (NB=2_model: those of a wing) and store what they print now
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check_outputs.py --fix $(if $(NB),nbs/$(NB))
 
 readme: $(STAMP) ## only README.md, from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

@@ -24,6 +24,7 @@ setup(
     author=cfg["author"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["pgolf", "pgolf.*"]),
+    package_data={"pgolf": ["py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={

@@ -9,7 +9,6 @@ import copy
 import lzma
 import resource
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import brotli
@@ -17,12 +16,25 @@ import numpy as np
 import torch
 
 from benchmarks.quantize import bpb, environment, save
-from pgolf.artifact import ans_decode, ans_encode, choose_spread, fit_budget, inspect, pack_state, unpack
-from pgolf.data import open_dataset
-from pgolf.model import GPT, token_loss
-from pgolf.quantize import Codes, Plan, calibrate, collect_hessians, dequantize_state, group_sensitivity, quantize_model
-from pgolf.recipes import calibration_batches, get, names, read_recipe
-from pgolf.train import load_weights
+from pgolf.pack.ans import Ans, ans_decode, ans_encode
+from pgolf.pack.artifact import pack_state
+from pgolf.pack.auto import Auto
+from pgolf.pack.budget import fit_budget
+from pgolf.pack.damage import group_sensitivity
+from pgolf.pack.gptq import GPTQ
+from pgolf.pack.grid import Codes
+from pgolf.pack.hessians import collect_hessians
+from pgolf.pack.ledger import inspect
+from pgolf.pack.plan import Plan
+from pgolf.pack.reading import unpack
+from pgolf.pack.rounding import Rows
+from pgolf.pack.spread_fit import choose_spread
+from pgolf.text.data import open_dataset
+from pgolf.model.gpt import GPT, token_loss
+from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
+from pgolf.recipes.phases import calibration_batches, read_recipe
+from pgolf.recipes.recipes import get, names
+from pgolf.train.checkpoint import load_weights
 
 
 def byte_shuffle(raw, stride=2):
@@ -45,21 +57,24 @@ GENERAL = {'brotli 11 + byte-shuffle': lambda raw: brotli.compress(byte_shuffle(
 
 def priced(x, **other):
     "GPTQ with one price for every weight (clip `fisher`)"
-    return Plan(**dict(bank_method='gptq', bank_bits=8, bank_clip=f'fisher {x}', embed_method='gptq', embed_clip=f'fisher {x}', table_clip=f'fisher {x}') | other)
+    clip = f'fisher {x}'
+    banks = GPTQ(bits=8, clip=clip)
+    return Plan(bank=banks, embed=banks, table=Rows(bits=8, clip=clip), **other)
 
 
 def sdclip(k, **other):
     "GPTQ with SDClip, the embedding as in PR 1536"
-    return Plan(**dict(bank_method='gptq', bank_clip=f'sigma {k}', embed_method='gptq', embed_clip='sigma 20', table_clip='sigma 20') | other)
+    others = dict(embed=GPTQ(bits=8, clip='sigma 20'), table=Rows(bits=8, clip='sigma 20')) | other
+    return Plan(bank=GPTQ(clip=f'sigma {k}'), **others)
 
 
 CODED = {'fisher 3e-4 (GPTQ, one price for every weight)': priced(3e-4),
          'sigma 12.85 (GPTQ, SDClip), embedding sigma 20 at 8 bits': sdclip(12.85),
          'max (int6 rows), embedding 8 bits': Plan()}
-ROWS8 = dict(embed_method='rows', embed_clip='percentile 99.99984', table_clip='percentile 99.99984')
+ROWS8 = dict(embed=Plan().embed, table=Plan().table)
 TRADES = {f'fisher {x}': priced(x) for x in (2e-4, 3e-4, 5e-4, 1e-3)} | {
     f'sigma {k}, embedding int8 rows': sdclip(k, **ROWS8) for k in (8, 12.85, 20)} | {
-    f'int{b} max, embedding int8 rows': Plan(bank_method='gptq', bank_bits=b) for b in (4, 5, 6)} | {'int6 max, rounded plainly': Plan()}
+    f'int{b} max, embedding int8 rows': Plan(bank=GPTQ(bits=b)) for b in (4, 5, 6)} | {'int6 max, rounded plainly': Plan()}
 
 
 class Trained:
@@ -140,18 +155,18 @@ def lively(name):
 def full(name):
     "Quantise and pack one recipe's model, then fit it into 16,000,000 bytes less 100 KB of code"
     plan, model = get(name).quant, lively(name)
-    needs, spent = 'gptq' in (plan.bank_method, plan.embed_method), time.process_time
+    needs, spent = any(q.needs_hessian for q in (plan.bank, plan.embed)), time.process_time
     hessians = collect_hessians(model, [torch.randint(0, model.cfg.vocab, (1, 256)) for _ in range(4)]) if needs else None
     x = torch.randint(0, model.cfg.vocab, (2, 2049))
     record = {'weights': 'initialised, zero matrices drawn from N(0, 0.02); not trained', 'parameters': sum(p.numel() for p in model.parameters()),
-              'plan': f"banks {plan.bank_method} {plan.bank_bits} bits {plan.bank_clip}, embedding {plan.embed_bits} bits {plan.embed_clip}"}
+              'plan': f"banks {plan.bank.kind} {plan.bank.bits} bits {plan.bank.clip}, embedding {plan.embed.bits} bits {plan.embed.clip}"}
     t = spent()
     state = quantize_model(model, plan, hessians)
     record['quantise_cpu_seconds'] = round(spent() - t, 1)
-    for coder in dict.fromkeys((plan.coder, 'auto')):
+    for coder in dict.fromkeys((plan.coder, Auto())):
         t = spent()
         data = pack_state(model.cfg, state, coder)
-        record[f'coder {coder}'] = {'bytes': len(data), 'cpu_seconds': round(spent() - t, 1)}
+        record[f'coder {coder.word}'] = {'bytes': len(data), 'cpu_seconds': round(spent() - t, 1)}
     t = spent()
     back = unpack(data)
     record['unpack_cpu_seconds'] = round(spent() - t, 2)
@@ -159,7 +174,7 @@ def full(name):
     record['ledger'] = repr(inspect(data)).splitlines()
     del state, back, data
     t, began = spent(), time.monotonic()
-    fit = fit_budget(model, replace(plan, coder='ans'), 16_000_000, hessians, spent=100_000, # prices as `pack_run` asks for them: 4,096 tokens
+    fit = fit_budget(model, plan.replace(coder=Ans()), 16_000_000, hessians, spent=100_000, # prices as `pack_run` asks for them: 4,096 tokens
                      weights=lambda: group_sensitivity(model, lambda m: token_loss(m(x[:, :-1]), x[:, 1:]).mean().item(), hessians))
     record['search'] = {'cpu_seconds': round(spent() - t, 1), 'seconds': round(time.monotonic() - began, 1), 'bytes': len(fit.data), 'fits': fit.fits, 'steps': repr(fit).splitlines()}
     record['peak_memory_GiB'] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from pgolf.audit import audit_run
-from pgolf.recipes import get, pack_run, prepare_data, read_recipe, score_run, write_recipe
-from pgolf.train import train
+from pgolf.recipes.phases import pack_run, prepare_data, read_recipe, score_run, write_recipe
+from pgolf.recipes.recipes import get
+from pgolf.train.train import train
 
 
 def spent(call)->tuple[object, float, float]:

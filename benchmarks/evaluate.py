@@ -10,10 +10,13 @@ from pathlib import Path
 
 import torch
 
-from pgolf.data import open_dataset
-from pgolf.evaluate import ModelPredictor, evaluate
-from pgolf.recipes import get, prepare_data, write_recipe
-from pgolf.train import load_weights, train
+from pgolf.text.data import open_dataset
+from pgolf.score.evaluate import evaluate
+from pgolf.score.predictor import ModelPredictor
+from pgolf.recipes.phases import prepare_data, write_recipe
+from pgolf.recipes.recipes import get
+from pgolf.train.checkpoint import load_weights
+from pgolf.train.train import train
 
 
 def trained(run:Path, seq_len:int, steps:int, root:str):

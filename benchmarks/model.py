@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.train import PlainGPT, interleave, plain_pass, ratio
-from pgolf.attention import attend
-from pgolf.model import GPT, token_loss
-from pgolf.recipes import get
+from pgolf.model.attention import attend
+from pgolf.model import (GPT, AttentionResiduals, BigramHash, FlowRefiner, GPTJBlocks, HeadGate, Lanes, Recurrence, SmearGate,
+                         UNetSkips, ValueEmbedding, ValueResidual, XSA, token_loss)
+from pgolf.recipes.recipes import get
 
 CPU = torch.device("cpu")
 
@@ -35,18 +36,18 @@ def one_pass(cfg, x, y):
 def features(rounds):
     "The tiny recipe, with one thing added to or taken from a bare stack of its size, over the bare stack"
     tiny = get("tiny").model
-    bare = replace(tiny, xsa=False, bigram_buckets=0, smear=False, smear_reset=False, value_residual=False, skips="none")
+    bare = replace(tiny, parts=())
     more = {
-        "XSA": dict(xsa=True), "U-Net skips": dict(skips="plain"), "gated skips": dict(skips="gated"), "value residual": dict(value_residual=True),
-        "linear gate": dict(gate="linear"), "headwise gate": dict(gate="headwise"), "BigramHash": dict(bigram_buckets=2048, bigram_dim=64),
-        "SmearGate": dict(smear=True), "value embedding": dict(value_embed_layers=(3, 4), value_embed_dim=64),
-        "block attention residuals": dict(attn_res_blocks=2), "GPT-J parallel": dict(parallel="gptj", parallel_from=3),
-        "two lanes": dict(parallel="lanes", parallel_from=3), "FlowRefiner": dict(flow=True), "SwiGLU": dict(mlp="swiglu"),
-        "loop of one layer, once more": dict(loop_start=2, loop_end=2, loops=1),
+        "XSA": XSA(), "U-Net skips": UNetSkips(), "gated skips": UNetSkips(gated=True), "value residual": ValueResidual(),
+        "linear gate": HeadGate(), "headwise gate": HeadGate("headwise"), "BigramHash": BigramHash(2048, 64),
+        "SmearGate": SmearGate(), "value embedding": ValueEmbedding((3, 4), 64),
+        "block attention residuals": AttentionResiduals(), "GPT-J parallel": GPTJBlocks(3), "two lanes": Lanes(3),
+        "FlowRefiner": FlowRefiner(), "loop of one layer, once more": Recurrence(2, 2, 1),
     }
+    configs = {name: replace(bare, parts=(part,)) for name, part in more.items()} | {"SwiGLU": replace(bare, mlp="swiglu")}
     x, y = torch.randint(0, tiny.vocab, (2, 4, 512), generator=torch.Generator().manual_seed(1))
     cases = {"bare": one_pass(bare, x, y), "plain torch layers": plain_pass(PlainGPT(bare, 512, range(bare.layers)), x, y), "tiny": one_pass(tiny, x, y)}
-    times = interleave(cases | {name: one_pass(replace(bare, **change), x, y) for name, change in more.items()}, rounds, CPU)
+    times = interleave(cases | {name: one_pass(cfg, x, y) for name, cfg in configs.items()}, rounds, CPU)
     return {name: round(ratio(t, times["bare"]), 3) for name, t in times.items()}
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf.data import open_dataset, read_shard
-from pgolf.evaluate import evaluate
-from pgolf.ngram import BackoffCache, HashedCache, NgramConfig, continuations, make_predictor, match_contexts
-from pgolf.recipes import get, prepare_data
-from pgolf.train import load_weights
+from pgolf.text.data import open_dataset, read_shard
+from pgolf.score.evaluate import evaluate
+from pgolf.score.backoff import BackoffCache, continuations, match_contexts
+from pgolf.score.hashed_ngram import HashedCache
+from pgolf.score.ngram import NgramConfig
+from pgolf.score.wrap import build_predictor
+from pgolf.recipes.phases import prepare_data
+from pgolf.recipes.recipes import get
+from pgolf.train.checkpoint import load_weights
 
 
 def real_tokens(dataset, count:int)->np.ndarray:
@@ -61,7 +65,7 @@ def gains(run:Path, dataset, seq_len:int)->dict[str,float]:
     "Bits per byte of a trained model on the validation text, alone and with each weight of the cache"
     model, ids, table = load_weights(run/"weights.pt").eval(), dataset.val_ids(), dataset.byte_table()
     ways = {"alone": None, "record's weight": NgramConfig(), "learned weight": NgramConfig(gate="learned")}
-    return {name: evaluate(make_predictor(model, ngram=n), ids, table, "full", seq_len=seq_len, chunk_tokens=2048).bpb for name, n in ways.items()}
+    return {name: evaluate(build_predictor(model, (n,) if n else ()), ids, table, "full", seq_len=seq_len, chunk_tokens=2048).bpb for name, n in ways.items()}
 
 
 def main():

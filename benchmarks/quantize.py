@@ -10,18 +10,25 @@ import math
 import os
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from pgolf.bits import bits_per_byte
-from pgolf.data import open_dataset
-from pgolf.model import token_loss
-from pgolf.quantize import Codes, Plan, calibrate, dequantize_state, gptq, output_error, quantize_model, round_rows, row_scale, top_code
-from pgolf.recipes import calibration_batches, read_recipe
-from pgolf.train import load_weights
+from pgolf.ground.bits import bits_per_byte
+from pgolf.ground.settings import to_plain
+from pgolf.text.data import open_dataset
+from pgolf.model.gpt import token_loss
+from pgolf.pack.damage import output_error
+from pgolf.pack.floats import Fp16
+from pgolf.pack.gptq import GPTQ, gptq
+from pgolf.pack.grid import Codes, top_code
+from pgolf.pack.plan import Plan
+from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
+from pgolf.pack.rounding import Rows, round_rows, row_scale
+from pgolf.recipes.phases import calibration_batches, read_recipe
+from pgolf.train.checkpoint import load_weights
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -107,13 +114,15 @@ def paired(model, recipe, dataset, hessians, plans, batches=14):
             'difference': round(more.sum().item() / total, 6), 'standard_error': round(more.std().item() * len(more)**0.5 / total, 6)}
 
 
-PLANS = {'fp16': Plan(bank_method='fp16', embed_method='fp16')} | {
-    f'int{b} max, {m}': Plan(bank_method=m, bank_bits=b, embed_method='fp16') for b in (3, 4, 5, 6, 8) for m in ('rows', 'gptq')} | {
-    'int6 max with the reference floor, rows': Plan(embed_method='fp16', faithful=True),
-    'int6 best row, rows': Plan(bank_clip='best row', embed_method='fp16'),
-    'int6 best matrix, rows': Plan(bank_clip='best matrix', embed_method='fp16')} | {
-    f'int6 sigma {k}, {m}': Plan(bank_method=m, bank_clip=f'sigma {k}', embed_method='fp16') for k in (12.85, 25) for m in ('rows', 'gptq')} | {
-    f'fisher 3e-4, {m}': Plan(bank_method=m, bank_bits=8, bank_clip='fisher 3e-4', embed_method='fp16') for m in ('rows', 'gptq')}
+METHODS = {'rows': Rows, 'gptq': GPTQ}
+BANKS = {'fp16': Fp16()} | {
+    f'int{b} max, {m}': made(bits=b) for b in (3, 4, 5, 6, 8) for m, made in METHODS.items()} | {
+    'int6 max with the reference floor, rows': Rows(faithful=True),
+    'int6 best row, rows': Rows(clip='best row'),
+    'int6 best matrix, rows': Rows(clip='best matrix')} | {
+    f'int6 sigma {k}, {m}': made(clip=f'sigma {k}') for k in (12.85, 25) for m, made in METHODS.items()} | {
+    f'fisher 3e-4, {m}': made(bits=8, clip='fisher 3e-4') for m, made in METHODS.items()}
+PLANS = {name: Plan(bank=bank, embed=Fp16()) for name, bank in BANKS.items()}
 
 
 def quality(run, data):
@@ -131,7 +140,7 @@ def quality(run, data):
         other = copy.deepcopy(model)
         other.load_state_dict(dequantize_state(quantize_model(model, plan, hessians)))
         lost[name] = round(bpb(other, dataset) - base, 6)
-    return {'run': recipe.name, 'parameters': sum(p.numel() for p in model.parameters()), 'model': asdict(recipe.model),
+    return {'run': recipe.name, 'parameters': sum(p.numel() for p in model.parameters()), 'model': to_plain(recipe.model),
             'bits_per_byte': round(base, 5), 'lost_bits_per_byte': lost,
             'int6_on_training_text': paired(model, recipe, dataset, hessians, ['int6 max, rows', 'int6 max, gptq']),
             'gptq_over_rounding_output_error': {k: [round(x, 4) for x in v] for k, v in ratios.items()},

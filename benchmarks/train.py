@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pgolf.model import GPT, token_loss
-from pgolf.muon import aspect_scale, make_optimizers, muon_step
-from pgolf.recipes import get
-from pgolf.train import FakeQuant
+from pgolf.model.gpt import GPT, token_loss
+from pgolf.train.muon import aspect_scale, muon_step
+from pgolf.train.optimizers import make_optimizers
+from pgolf.recipes.recipes import get
+from pgolf.train.qat import FakeQuant
 
 FIVE = ("pr761", "pr1232", "pr1696", "pr1536", "pr1992")
 RANK_TOKENS = 98_304  # one rank's share of a record run's step

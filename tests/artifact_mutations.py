@@ -3,7 +3,7 @@ import copy
 import hashlib
 import zlib
 
-from pgolf.artifact import MAGIC, PREAMBLE, open_header, seal
+from pgolf.pack.container import MAGIC, PREAMBLE, open_header, seal
 
 HOSTILE = [0, 1, -1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**53, 10**30, -10**30, 0.5, -0.0, 1e308, True, False, None, '', 'ans', 'pickle', 'lzma',
            'fp32', 'codes', '../../etc/passwd', '\x00', 'a' * 5000, [], {}, [[]], [2**31 - 1] * 4, [2**16, 2**16], [1] * 50, {'a': {'b': {}}}]
@@ -72,7 +72,7 @@ def frame(data, rng):
     text = [b'[' * 200_000, b'0' * 2**20 + b'0', b'{"blobs":' + b'9' * 9000 + b'}', b'\xff\xfe', b'{}', b'null', b'[1,2', b'{"model":NaN}', rng.bytes(50),
             bytes(4 * 2**20)][rng.integers(10)]
     body = zlib.compress(text) if rng.random() < 0.9 else text
-    version = 1 if rng.random() < 0.8 else int(rng.integers(2**16))
+    version = 2 if rng.random() < 0.8 else int(rng.integers(2**16))
     length = len(body) if rng.random() < 0.8 else int(rng.integers(2**32))
     rest = body + bytes(payload)
     return PREAMBLE.pack(MAGIC, version, length, hashlib.sha256(rest).digest()) + rest

@@ -3,7 +3,7 @@
 import contextlib, hashlib, json, threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -17,7 +17,9 @@ class Hub:
         default_factory=dict
     )  # path -> list of faults, one used up by each GET; "forever" repeats the one before
     log: list = field(default_factory=list)  # (method, path, Range header or None)
+    answers: list = field(default_factory=list)  # (status, headers, body) that the next listings get instead of one
     url: str = ""
+    cdn: str = ""  # where large files are sent from: another host name
 
     def gets(self, end):
         return [r for method, path, r in self.log if method == "GET" and path.endswith(end)]
@@ -48,7 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "datasets"]:
             return self.listing(hub, "/".join(parts[2:4]))
         if parts[:1] == ["datasets"] and "resolve" in parts:
-            return self.file(hub, "/".join(parts[1:3]), "/".join(parts[5:]))
+            return self.resolve(hub, "/".join(parts[1:3]), "/".join(parts[5:]))
+        if parts[:1] == ["cdn"]:
+            return self.file(hub, "/".join(parts[1:3]), "/".join(parts[3:]))
         self.reply(404, b"{}")
 
     def reply(self, status, body, headers=None, keep=None):
@@ -61,6 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def listing(self, hub, repo):
+        if hub.answers:
+            status, headers, body = hub.answers.pop(0)
+            return self.reply(status, body, headers)
         if repo not in hub.repos:
             return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         siblings = []
@@ -83,6 +90,17 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
+    def resolve(self, hub, repo, name):
+        "Large files lie with a CDN, under a signed address; small ones are sent at once"
+        data = hub.repos.get(repo, {}).get(name)
+        if data is None or name.endswith(".json"):
+            return self.file(hub, repo, name)
+        sha = hashlib.sha256(data).hexdigest()
+        self.reply(302, b"", {
+            "Location": f"{hub.cdn}/cdn/{repo}/{quote(name)}?Expires=1&Signature=x",
+            "X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": COMMIT,
+            "ETag": '"pointer"', "X-Xet-Hash": sha, "Accept-Ranges": "bytes"})
+
     def file(self, hub, repo, name):
         data = hub.repos.get(repo, {}).get(name)
         if data is None:
@@ -91,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
             "X-Repo-Commit": COMMIT,
             "Accept-Ranges": "bytes",
+            "Content-Disposition": f'inline; filename="{name.split("/")[-1]}";',
         }
         first, fault = 0, hub.fault(name) if self.command == "GET" else None
         if asked := self.headers.get("Range"):
@@ -98,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         body, kind = data[first:], fault and fault[0]
         if kind == "status":
-            return self.reply(fault[1], b"")
+            return self.reply(fault[1], b"", fault[2] if len(fault) > 2 else {})
         if kind == "break":
             return self.reply(
                 206 if asked else 200, body, headers, keep=fault[1]
@@ -117,6 +136,7 @@ def serve(repos):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.hub, server.daemon_threads = hub, True
     hub.url = f"http://127.0.0.1:{server.server_port}"
+    hub.cdn = f"http://localhost:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

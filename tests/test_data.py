@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from pgolf.data import (
+from pgolf.text.data import (
     SHARD_MAGIC,
     DATASET_RECORD,
     CorpusError,
@@ -31,7 +31,7 @@ from pgolf.data import (
     unique_paragraphs,
     write_shard,
 )
-from pgolf.tokenizer import BOS, fit_tokenizer, load_tokenizer
+from pgolf.text.tokenizer import BOS, fit_tokenizer, load_tokenizer
 
 quick = settings(
     deadline=None,
@@ -157,7 +157,7 @@ def test_more_documents_move_none():
 
 
 def test_the_embedded_corpus_is_the_same_in_another_process(corpus):
-    code = "import hashlib, pgolf.data as d; print(hashlib.sha256(repr(list(d.embedded_documents())).encode()).hexdigest())"
+    code = "import hashlib, pgolf.text.data as d; print(hashlib.sha256(repr(list(d.embedded_documents())).encode()).hexdigest())"
     there = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -176,12 +176,15 @@ def test_folders_of_text(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "z.txt").write_bytes("\ufeffwith a mark\r\n".encode())
     (tmp_path / "a.jsonl").write_text('{"text": "one", "url": 3}\n\n{"text": "two\\nlines"}')
-    (tmp_path / "c.md").write_text("not read")
+    (tmp_path / "c.MD").write_text("read too")
+    (tmp_path / "d.pdf").write_text("not read")
     assert list(folder_documents(tmp_path)) == [
         ("a.jsonl:1", "one"),
         ("a.jsonl:3", "two\nlines"),
         ("b/z.txt", "with a mark\r\n"),
+        ("c.MD", "read too"),
     ]
+    assert str(folder_documents(tmp_path)).endswith("read 1 .jsonl, 1 .txt, 1 .md; left out 1 .pdf")
     assert [t for _, t in folder_documents(tmp_path / "a.jsonl")] == ["one", "two\nlines"]
 
 
@@ -207,7 +210,7 @@ def test_bad_lines_are_named(tmp_path, line, says):
 def test_folders_without_text_are_refused(tmp_path):
     with pytest.raises(CorpusError, match="no corpus at"):
         list(folder_documents(tmp_path / "gone"))
-    with pytest.raises(CorpusError, match="no .txt or .jsonl"):
+    with pytest.raises(CorpusError, match="no .txt, .md, .jsonl or .parquet file there"):
         list(folder_documents(tmp_path))
     (tmp_path / "x.txt").write_bytes(b"caf\xe9")
     with pytest.raises(CorpusError, match="x.txt: byte 3 is no UTF-8"):
@@ -257,8 +260,9 @@ def test_building_again_does_nothing_and_other_text_builds_anew(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     old = one.val_ids()
     two = build_dataset(DOCS[::-1], tmp_path, vocab=320, seed=1)
-    assert two == one and two.val_ids().tolist() != old.tolist()
-    open_dataset(home(two))
+    assert home(two) != home(one) and two.val_ids().tolist() != old.tolist()
+    assert open_dataset(home(two)) == two and open_dataset(home(one)) == one  # neither replaced the other
+    assert build_dataset(DOCS[::-1], tmp_path, vocab=320, seed=1) == two
 
 
 def test_a_named_source_is_not_read_twice(tmp_path):
@@ -308,7 +312,7 @@ def test_opening_what_does_not_fit_is_refused(built, tmp_path):
     (lone := tmp_path / "some_sp320").mkdir()
     for p in built.train + built.val:
         (lone / p.name).write_bytes(p.read_bytes())
-    no(lone, "no tokenizers mine_320_bpe.model in .*tokenizer=")
+    no(lone, "no tokenizer that fits, of the name mine_320_bpe.model, in .*: copy or link the one")
     assert open_dataset(lone, tokenizer=built.tokenizer).name == "some"
     renamed = lone.rename(tmp_path / "some_sp512")
     no(renamed, "the name of the folder says 512 pieces, .* has 320", tokenizer=built.tokenizer)
@@ -326,7 +330,7 @@ def test_opening_what_does_not_fit_is_refused(built, tmp_path):
 
 
 BUILD = (
-    "import sys, pgolf.data as d\n"
+    "import sys, pgolf.text.data as d\n"
     "docs = [(f'doc{i}', f'Document {i} speaks of the number {i*i}.\\n'*50) for i in range(60)]\n"
     "print('go', flush=True)\n"
     "for i in range(int(sys.argv[2])): d.build_dataset(docs, sys.argv[1], vocab=320, seed=i%2)"
@@ -618,7 +622,7 @@ def test_a_forgotten_loader_takes_its_thread_along():
 
 
 def test_a_process_ends_with_its_loader_still_open(built):
-    code = f"from pgolf.data import make_loader; print(make_loader('stream', [{str(built.train[0])!r}], 64, 16).next().x.shape)"
+    code = f"from pgolf.text.data import make_loader; print(make_loader('stream', [{str(built.train[0])!r}], 64, 16).next().x.shape)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "4, 16" in done.stdout and not done.stderr
 
@@ -630,7 +634,7 @@ def test_the_default_dataset_is_built_once(tmp_path, monkeypatch, corpus):
         read.append(1)
         yield from corpus
 
-    monkeypatch.setattr("pgolf.data.embedded_documents", documents)
+    monkeypatch.setattr("pgolf.text.build.embedded_documents", documents)
     d = embedded_dataset(tmp_path)
     assert (d.name, d.vocab) == ("embedded", 1024) and embedded_dataset(tmp_path) == d and read == [1]
     ids, val = d.val_ids(), split_documents(corpus)[1]

@@ -13,9 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.evaluate import (EvalConfig, EvaluationError, EventLedger, ModelPredictor, document_pieces, document_spans, document_windows, eval_plan,
-                            evaluate, full_windows, sliding_windows, window_pieces)
-from pgolf.model import GPT, GPTConfig
+from pgolf.ground.files import read_state
+from pgolf.score.books import EventLedger
+from pgolf.score.cuts import EvalConfig
+from pgolf.score.documents import document_pieces, document_spans, document_windows
+from pgolf.score.evaluate import evaluate
+from pgolf.score.plan import eval_plan
+from pgolf.score.predictor import ModelPredictor
+from pgolf.score.protocol import EvaluationError
+from pgolf.score.windows import full_windows, sliding_windows, window_pieces
+from pgolf.model import (GPT, AttentionResiduals, BigramHash, FlowRefiner, GPTConfig, GPTJBlocks, HeadGate, Lanes, Recurrence,
+                         SmearGate, UNetSkips, ValueEmbedding, ValueResidual, XSA)
+
+MEMORY = (SmearGate(), BigramHash(32, 8))
+LOOPED = (Recurrence(1, 2, 1), UNetSkips(), ValueResidual(), XSA())
+
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,8 +39,7 @@ class OneByteEach:
 
 
 def tiny(seed=0, **changes):
-    cfg = dict(vocab=64, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8, mlp_ratio=2.0, value_residual=True, smear=True,
-               bigram_buckets=32, bigram_dim=8, gate="linear", loop_start=1, loop_end=2, loops=1)
+    cfg = dict(vocab=64, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8, mlp_ratio=2.0, parts=(*LOOPED, HeadGate(), *MEMORY))
     model = GPT(GPTConfig(**(cfg | changes)), torch.Generator().manual_seed(seed)).eval()
     noise = torch.Generator().manual_seed(seed + 1)
     for p in model.parameters(): p.data += 0.1 * torch.randn(p.shape, generator=noise)
@@ -140,7 +151,7 @@ def test_sliding_is_the_mean_of_slow_losses(tail):
 @pytest.mark.parametrize("name", ("pr761", "pr1232_flow", "pr1696", "pr1536", "pr1992"))
 def test_golden_models_score_the_same_the_slow_way(golden, name):
     safetensors = pytest.importorskip("safetensors.torch")
-    from pgolf.upstream import load_reference
+    from pgolf.lab.upstream import load_reference
     config = json.loads((golden / name / "config.json").read_text())
     vectors = safetensors.load_file(golden / name / "vectors.safetensors")
     model = load_reference({k.removeprefix("weights/"): v for k, v in vectors.items() if k.startswith("weights/")}, config["hparams"])
@@ -169,14 +180,18 @@ def test_documents_equal_each_alone():
 
 
 def test_isolated_windows_stop_at_a_bos():
-    model, ids = tiny(smear_reset=True), stream(200, every=30)
+    model, ids = tiny(parts=(*LOOPED, HeadGate(), SmearGate(reset=True), BigramHash(32, 8))), stream(200, every=30)
     packed = evaluate(ModelPredictor(model, isolate=True), ids, OneByteEach(), "full", seq_len=200)
     alone = evaluate(ModelPredictor(model), ids, OneByteEach(), "documents", seq_len=64, doc_chunk=64)
     assert np.abs(packed.nats - alone.nats).max() < 1e-4
 
 
-@pytest.mark.parametrize("changes", ({}, dict(parallel="lanes", parallel_from=2, gate="headwise"), dict(attn_res_blocks=2, loops=0),
-                                     dict(value_embed_layers=(1, 2), value_embed_dim=8, flow=True, parallel="gptj", parallel_from=2)))
+@pytest.mark.parametrize("changes", (
+    {},
+    dict(parts=(*LOOPED, HeadGate("headwise"), Lanes(2), *MEMORY)),
+    dict(parts=(UNetSkips(), AttentionResiduals(), ValueResidual(), XSA(), HeadGate(), *MEMORY)),
+    dict(parts=(Recurrence(1, 2, 1), UNetSkips(), ValueEmbedding((1, 2), 8), ValueResidual(), XSA(), HeadGate(), GPTJBlocks(2), *MEMORY,
+                FlowRefiner()))))
 def test_streaming_does_not_depend_on_its_chunks(changes):
     model, ids = tiny(**changes), stream(260)
     one, many = (evaluate(ModelPredictor(model), ids, OneByteEach(), "streaming", window=64, stream_chunk=c) for c in (1, 37))
@@ -198,7 +213,7 @@ def test_streaming_computes_and_takes_a_fraction_of_sliding():
 
 
 def test_lanes_warm_up_on_the_window_before_them():
-    model, ids = tiny(layers=1, loops=0, loop_end=0, loop_start=0, smear=False, bigram_buckets=0), stream(256)
+    model, ids = tiny(layers=1, parts=(ValueResidual(), XSA(), HeadGate())), stream(256)
     one, four = (evaluate(ModelPredictor(model), ids, OneByteEach(), "streaming", window=32, stream_chunk=16, lanes=n) for n in (1, 4))
     assert np.abs(one.nats - four.nats).max() < 1e-4 # with one layer the window before is all there is to know
     assert four.inputs == 256 + 3 * 32
@@ -206,7 +221,7 @@ def test_lanes_warm_up_on_the_window_before_them():
 
 def test_bytes_are_those_of_the_decoded_text():
     sentencepiece = pytest.importorskip("sentencepiece")
-    from pgolf.tokenizer import byte_table, train_tokenizer
+    from pgolf.text.tokenizer import byte_table, train_tokenizer
     import tempfile
     texts = ["a brown fox, naïve café — 東京 🦊", "two  spaces\tand a tab", "x", "the end of the brown fox " * 20]
     with tempfile.TemporaryDirectory() as folder:
@@ -262,8 +277,8 @@ def test_holes_and_bad_streams():
         evaluate(Uniform(), torch.tensor([1, 99]), OneByteEach())
     with pytest.raises(EvaluationError, match="one dimension"): evaluate(Uniform(), torch.ones(2, 3), OneByteEach())
     with pytest.raises(EvaluationError, match="two tokens"): evaluate(Uniform(), torch.ones(1), OneByteEach())
-    with pytest.raises(ValueError, match="stride=64 is longer than seq_len=32"): evaluate(Uniform(), stream(20), OneByteEach(), seq_len=32)
-    with pytest.raises(ValueError, match="none of full, sliding"): evaluate(Uniform(), stream(20), OneByteEach(), "slide")
+    with pytest.raises(ValueError, match="stride is 64: it must be no longer than seq_len=32"): evaluate(Uniform(), stream(20), OneByteEach(), seq_len=32)
+    with pytest.raises(ValueError, match="one of full, sliding"): evaluate(Uniform(), stream(20), OneByteEach(), "slide")
 
 
 def test_the_ledger_is_ordered_and_bounded():
@@ -305,8 +320,10 @@ def test_rows_reach_the_referee_and_the_bar_moves():
 
 def scenarios(name):
     "(predictor, evaluation settings) by name: what the processes below run"
-    from pgolf.ngram import BackoffCache, Mixture, NgramConfig
-    from pgolf.ttt import DocumentLoRA, LoRAConfig, ScoreFirstTTT, TTTConfig
+    from pgolf.score.backoff import BackoffCache
+    from pgolf.score.lora import DocumentLoRA, LoRAConfig
+    from pgolf.score.ngram import Mixture, NgramConfig
+    from pgolf.score.ttt import ScoreFirstTTT, TTTConfig
     ttt = TTTConfig("adamw", 0.01, epochs=2, chunk_tokens=128, seq_len=32, batch_seqs=3)
     lora, by_document = LoRAConfig(rank=2, lr=0.01), dict(cut="documents", seq_len=48, doc_chunk=16, doc_batch=4)
     gate = NgramConfig(chunk_tokens=96, gate="learned", every=1)
@@ -322,7 +339,8 @@ def scenarios(name):
 
 def adapted_embedding():
     "One number of a model whose ranks trained apart and were averaged"
-    from pgolf.ttt import TTTConfig, prequant_adapt
+    from pgolf.score.prequant import prequant_adapt
+    from pgolf.score.ttt import TTTConfig
     cfg = TTTConfig("adamw", 0.01, epochs=2, seq_len=32, batch_seqs=2)
     return prequant_adapt(tiny(), repetitive(), cfg, source="train").embed.sum().item()
 
@@ -347,7 +365,7 @@ NAMES = ("sliding", "streaming", "ttt", "lora", "ngram", "all")
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     out = tmp_path / "scores.json"
-    process = run_self("ranks", str(out), launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
+    process = run_self("ranks", str(out), launcher=("-m", "torch.distributed.run", "--standalone", "--local_addr=localhost", "--nproc_per_node=2"))
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 0, error[-2000:]
     found = json.loads(out.read_text())
@@ -377,7 +395,7 @@ def test_killed_process_resumes_to_the_same_score(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL and file.exists()
-    booked = int(torch.load(file, weights_only=True)["booked"].sum())
+    booked = int(read_state(file)["booked"].sum())
     assert 0 < booked < 700
     assert score_line("ttt", resume=file) == score_line("ttt")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgolf.data import (
+from pgolf.text.data import (
     HUB,
     HUBS,
     DATASET_RECORD,
@@ -17,7 +17,8 @@ from pgolf.data import (
     open_dataset,
     write_shard,
 )
-from pgolf.tokenizer import BOS, fit_tokenizer
+from pgolf.text.build import build_dataset
+from pgolf.text.tokenizer import BOS, fit_tokenizer
 
 from hub_server import serve
 
@@ -82,7 +83,7 @@ def test_what_is_there_is_not_fetched_again(hub, tmp_path):
     assert fetch(hub, tmp_path, 1).train == two.train[:1] and hub.log == []
     four = fetch(hub, tmp_path, 4)
     assert four.train[:2] == two.train and len(four.train) == 4
-    fetched = [path.split("/")[-1] for method, path, _ in hub.log if method == "GET" and "resolve" in path]
+    fetched = [path.split("/")[-1] for method, path, _ in hub.log if method == "GET" and ("resolve" in path or "/cdn/" in path)]
     assert fetched == ["manifest.json", "fineweb_train_000002.bin", "fineweb_train_000003.bin"]
 
 
@@ -181,15 +182,13 @@ def test_the_8192_variant_lies_elsewhere(hub, published, tmp_path):
 
 def test_hf_endpoint_is_honoured(published, tmp_path):
     with serve({HUB: published}) as hub:
-        code = f"from pgolf.data import download_dataset as d; print(len(d('sp{VOCAB}', {str(tmp_path)!r}, 3).train))"
+        code = f"from pgolf.text.data import download_dataset as d; print(len(d('sp{VOCAB}', {str(tmp_path)!r}, 3).train))"
         env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
         )
         assert done.stdout.strip() == "3", done.stderr
-        assert (
-            "fetching fineweb10B_sp320" in done.stderr and "fineweb_train_000002.bin" in done.stderr
-        )  # the bars
+        assert "fineweb_train_000002.bin" in done.stderr # its bar
     assert len(open_dataset(folder(tmp_path)).train) == 3 and (folder(tmp_path) / DATASET_RECORD).exists()
 
 
@@ -197,7 +196,7 @@ def test_hf_endpoint_is_honoured(published, tmp_path):
 def test_killed_at_any_file_then_run_again(published, tmp_path, at):
     "A download that dies while a file comes in leaves no dataset, and the next run ends in the same one"
     code = (
-        "import sys, os, pgolf.data as d\n"
+        "import sys, os, pgolf.text.hub as d\n"
         "real, n = d.fetch_file, [0]\n"
         "def dying(*a):\n n[0] += 1\n if n[0] == int(sys.argv[1]): os._exit(9)\n return real(*a)\n"
         f"d.fetch_file = dying; d.download_dataset('sp{VOCAB}', sys.argv[2], 2, endpoint=sys.argv[3], progress=False)"
@@ -210,3 +209,90 @@ def test_killed_at_any_file_then_run_again(published, tmp_path, at):
         dataset = fetch(hub, tmp_path)
     for p in dataset.train + dataset.val:
         assert p.read_bytes() == published[f"{HERE}/{p.name}"]
+
+
+# ---- the hub as it is ----
+
+OTHER = {p.replace("datasets/", "other/", 1): p for p in (*TRAIN, *VAL, MODEL, "datasets/manifest.json")}
+
+
+def test_two_exports_of_one_repository_never_mix(hub, published, tmp_path):
+    strange = fit_tokenizer([Path(__file__).read_text()[::-1]], VOCAB)
+    hub.repos[HUB] |= {new: strange if old == MODEL else published[old] for new, old in OTHER.items()}
+    with pytest.raises(DownloadError, match="under datasets, other: choose one with --root_prefix"):
+        fetch(hub, tmp_path)
+    one = fetch(hub, tmp_path, prefix="datasets")
+    assert one.tokenizer.read_bytes() == published[MODEL]
+    with pytest.raises(DownloadError, match="holds root datasets/, not other/: fetch the other into another --root"):
+        fetch(hub, tmp_path, 3, prefix="other")
+    two = fetch(hub, tmp_path, prefix="other", name="second")
+    assert two.tokenizer.read_bytes() == strange and one.tokenizer.read_bytes() == published[MODEL]
+    assert two.val[0].parent.name == f"second_sp{VOCAB}" and open_dataset(two.val[0].parent) == two
+    assert fetch(hub, tmp_path, 3).tokenizer == one.tokenizer  # more of the first, from its own export
+
+
+def test_the_manifest_names_the_tokenizer(hub, published, tmp_path):
+    manifest = json.loads(published["datasets/manifest.json"])
+    manifest["datasets"][0]["tokenizer_name"] = "mine"
+    manifest["tokenizers"] = [{"name": "mine", "model_path": "tokenizers/odd.model", "vocab_path": "tokenizers/odd.vocab"}]
+    files = hub.repos[HUB]
+    files |= {"datasets/manifest.json": json.dumps(manifest).encode(), "datasets/tokenizers/odd.model": files.pop(MODEL),
+              "datasets/tokenizers/odd.vocab": b"pieces"}
+    dataset = fetch(hub, tmp_path)
+    assert dataset.tokenizer == tmp_path / "tokenizers" / "odd.model"
+    assert (tmp_path / "tokenizers" / "odd.vocab").read_bytes() == b"pieces"
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest  # where the official downloader looks
+
+
+def test_a_marked_export_comes_with_its_sidecar(hub, tmp_path):
+    rng, words = np.random.default_rng(0), sorted(set(w for w in Path(__file__).read_text().split() if w.isalpha()))
+    docs = [(f"doc{i}", " ".join(w.title() for w in rng.choice(words, 90))) for i in range(40)]
+    made = build_dataset(docs, tmp_path / "made", VOCAB, transform="caseops")
+    name = f"fineweb10B_sp{VOCAB}_lossless_caps_v1"
+    top = "datasets"
+    files = {f"{top}/tokenizers/fineweb_{VOCAB}_bpe_lossless_caps_v1.model": made.tokenizer.read_bytes()}
+    for path in made.train + made.val + made.sidecar:
+        files[f"{top}/datasets/{name}/{path.name.replace('embedded_caseops', 'fineweb')}"] = path.read_bytes()
+    hub.repos["somebody/caps"] = files
+    got = fetch(hub, tmp_path / "got", 1, f"sp{VOCAB}_lossless_caps_v1", repo="somebody/caps")
+    ids, table = got.val_ids(), got.byte_table()
+    assert len(got.sidecar) == 1 and got.name == "fineweb10B_lossless_caps_v1"
+    assert table.count(ids[:-1], ids[1:]).sum() == made.byte_table().count(ids[:-1], ids[1:]).sum()
+    del files[next(p for p in files if "val_bytes" in p)]
+    hub.repos["somebody/caps"] = files | {f"{top}/datasets/{name}/fineweb_val_bytes_000001.bin": b"x"}
+    with pytest.raises(DownloadError, match="lacks val_bytes shard 0"):
+        fetch(hub, tmp_path / "again", 1, f"sp{VOCAB}_lossless_caps_v1", repo="somebody/caps")
+
+
+@pytest.mark.parametrize("answer, says", [
+    ((401, {"X-Error-Code": "RepoNotFound"}, b"{}"), "private or gated .401.: check the name, log in"),
+    ((401, {}, b"{}"), "log in"),
+    ((403, {"X-Error-Code": "GatedRepo"}, b"{}"), "accept its terms"),
+    ((200, {"Content-Type": "text/html"}, b"<html>Please log in</html>"), "a web page came instead .*proxy"),
+    ((429, {"Retry-After": "4000"}, b"{}"), "wait 4000 s, then run the same again")])
+def test_each_refusal_of_the_hub_says_what_helps(hub, tmp_path, answer, says):
+    hub.answers += [answer] * 20
+    with pytest.raises(DownloadError, match=says) as e:
+        fetch(hub, tmp_path)
+    assert "\n" not in str(e.value) and "cannot be listed" in str(e.value)
+
+
+def test_a_busy_hub_is_waited_for(hub, published, tmp_path, monkeypatch):
+    naps = []
+    monkeypatch.setattr("time.sleep", naps.append)
+    hub.answers += [(429, {"Retry-After": "7"}, b"{}")] * 2
+    hub.faults[VAL[0]] = [("status", 429, {"Retry-After": "2"})]
+    assert fetch(hub, tmp_path, 1).val[0].read_bytes() == published[VAL[0]]
+    assert naps.count(7) == 2
+
+
+def test_bytes_for_tokens_are_refused_before_the_network_is_asked(hub, tmp_path):
+    with pytest.raises(DownloadError, match="byte260 has bytes for tokens .* choose sp1024"):
+        fetch(hub, tmp_path, variant="byte260")
+    assert hub.log == []
+
+
+def test_shards_without_a_header_are_refused_by_name(hub, published, tmp_path):
+    hub.repos[HUB][TRAIN[0]] = published[TRAIN[0]][1024:]
+    with pytest.raises(ShardError, match="fineweb_train_000000.bin: magic number .* no token shard"):
+        fetch(hub, tmp_path)

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.muon import (aspect_scale, group_names, Muon, muon_direction, muon_step, newton_schulz, ns_coefficients,
-                        row_normalise)
+from pgolf.train.banks import BankStepper
+from pgolf.train.groups import group_names
+from pgolf.train.muon import Muon, aspect_scale, muon_direction, muon_step, row_normalise
+from pgolf.train.newton_schulz import newton_schulz, ns_coefficients
 
 shapes = st.tuples(st.integers(1, 3), st.integers(2, 24), st.integers(2, 24))
 quick = settings(max_examples=20, deadline=None)
@@ -31,8 +33,37 @@ def test_three_steps_of_the_reference(golden, kind):
         assert (newton_schulz(get(f"grad1.{bank}")) - get(f"ns.{bank}")).abs().max() < 1e-5
 
 
+def step_by_the_paper(w, grad, buf, lr, momentum, decay, row_norm, steps=5):
+    "One step of one matrix in double precision, written from the equations alone"
+    buf = momentum * buf + grad
+    u = grad + momentum * buf
+    if row_norm: u = u / u.norm(dim=1, keepdim=True).clamp_min(1e-7)
+    tall = len(u) > u.shape[1]
+    x = (u.T if tall else u) / (u.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    o = x.T if tall else x
+    return w * (1 - lr * decay) - lr * max(1, len(w) / w.shape[1])**.5 * o, buf
+
+
+@pytest.mark.parametrize("row_norm", [False, True])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (12, 3)])
+def test_three_steps_by_the_paper(shape, row_norm):
+    "What the reference's vectors check, for those who do not have them: decay, Nesterov, aspect, rows, one after another"
+    w = seeded((2, *shape), 1)
+    slow, buf = list(w.double()), torch.zeros_like(w)
+    bufs = [torch.zeros(shape, dtype=torch.float64)] * 2
+    for i, (lr, momentum) in enumerate(((.02, .85), (.03, .9), (.01, .95))):
+        grad = seeded((2, *shape), 10 + i)
+        w, buf = muon_step(w, grad, buf, lr, momentum, .1, row_norm=row_norm)
+        for m in range(2): slow[m], bufs[m] = step_by_the_paper(slow[m], grad[m].double(), bufs[m], lr, momentum, .1, row_norm)
+    assert (w - torch.stack(slow)).abs().max() < 1e-4
+    assert (buf - torch.stack(bufs)).abs().max() < 1e-5
+
+
 @quick
-@given(shapes, st.integers(0, 99), st.sampled_from(["classic", "polar"]))
+@given(shapes, st.integers(0, 99), st.sampled_from(["classic", "polar", "polar5"]))
 def test_a_bank_is_its_matrices(shape, seed, kind):
     u = seeded(shape, seed)
     assert torch.allclose(newton_schulz(u, kind=kind), torch.stack([newton_schulz(m, kind=kind) for m in u]), atol=1e-4)
@@ -51,7 +82,7 @@ def test_transposes_and_ignores_size(shape, seed, factor):
 def test_singular_values_land_in_the_band(seed, decades):
     p, q = (torch.linalg.qr(seeded((24, 24), seed + i))[0] for i in (0, 1000))
     u = p * torch.logspace(0, -decades, 24) @ q
-    for kind, low, high in (("classic", .3, 1.25), ("polar", .6, 1.4)):
+    for kind, low, high in (("classic", .3, 1.25), ("polar", .6, 1.4), ("polar5", .6, 1.4)):
         s = torch.linalg.svdvals(newton_schulz(u, kind=kind))
         assert low < s.min() and s.max() < high, (kind, s)
     exact = p @ q
@@ -99,4 +130,5 @@ def test_groups_are_a_partition(roles, proj_group):
 
 def test_vectors_are_no_matrices():
     assert group_names({"b": torch.zeros(3)}, {"b": "proj"}, "matrix")["scalar"] == ["b"]
-    with pytest.raises(ValueError, match="b: Muon steps matrices"): Muon({"b": torch.nn.Parameter(torch.zeros(3))}, .1)
+    with pytest.raises(ValueError, match="b: matrices or banks of them"):
+        BankStepper({"b": torch.nn.Parameter(torch.zeros(3))}, Muon())

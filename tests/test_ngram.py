@@ -10,10 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.evaluate import EvalConfig, EvaluationError, evaluate
-from pgolf.ngram import (BackoffCache, HashedCache, KeyTable, LearnedGate, Match, Mixture, NgramConfig, entropy_weight, make_predictor,
-                         match_features, mix_rows, row_entropy)
-from pgolf.ttt import LoRAConfig, TTTConfig
+from pgolf.score.evaluate import EvalConfig, EvaluationError, evaluate
+from pgolf.score.backoff import BackoffCache, Match
+from pgolf.score.gates import LearnedGate, entropy_weight, match_features, row_entropy
+from pgolf.score.hashed_ngram import HASH_PRIMES, HashedCache
+from pgolf.score.key_table import KeyTable
+from pgolf.score.lora import LoRAConfig
+from pgolf.score.ngram import Mixture, NgramConfig, mix_rows
+from pgolf.score.ttt import TTTConfig
+from pgolf.score.wrap import build_predictor
 
 
 class OneByteEach:
@@ -147,7 +152,7 @@ def test_caches_stack_and_settings_survive_json():
     assert twice.loss < evaluate(inner(), ids, OneByteEach(), "full", seq_len=64).loss
     for cfg in (NgramConfig(orders=(2, 4)), LoRAConfig(rank=3), TTTConfig("adamw"), EvalConfig("documents")):
         assert type(cfg)(**json.loads(json.dumps(asdict(cfg)))) == cfg
-    assert make_predictor(None, ngram=NgramConfig(orders=(2, 4), min_count=3)).cache.orders == (2, 4)
+    assert build_predictor(None, (NgramConfig(orders=(2, 4), min_count=3),)).cache.orders == (2, 4)
 
 
 def test_features_know_nothing_of_the_target():
@@ -170,14 +175,24 @@ def test_hashed_rows_are_refused_without_the_flag():
 def test_hashed_keys_are_the_records():
     cache = HashedCache((3,), buckets=2**22)
     cache.extend(np.array([11, 12, 13]))
-    context = (12 * 36313) ^ (11 * 27191)
+    context = (11 * 36313) ^ (12 * 27191) # the oldest token takes the first prime
     assert cache.context[3][context % 2**22] == 1 and cache.context[3].sum() == 1
     assert cache.full[3][(context ^ (13 * 51647)) % 2**22] == 1
+    assert HASH_PRIMES == (36313, 27191, 51647, 81929, 131071, 175447, 209591)
+
+
+def test_hashed_buckets_are_fixed_numbers():
+    "Order 7 reaches the last prime; tokens 1 to 6, then 7"
+    cache = HashedCache((7,), buckets=2**22)
+    cache.extend(np.arange(1, 8))
+    assert np.flatnonzero(cache.context[7]).tolist() == [2026335]
+    assert np.flatnonzero(cache.full[7]).tolist() == [559198]
+    assert HashedCache((7,))._hash(np.arange(1, 7)[None, ::-1]).item() != 2026335
 
 
 @pytest.mark.parametrize("make, message", [(lambda: BackoffCache(min_count=1), "min_count=1 must be 2"), (lambda: BackoffCache((1, 2)), "must be 2 or more"),
                                            (lambda: BackoffCache(()), "must be 2 or more"), (lambda: HashedCache(buckets=1000), "power of two"),
-                                           (lambda: NgramConfig(gate="x"), "neither"), (lambda: NgramConfig(alpha_span=1.0), r"leave \[0, 1\)"),
+                                           (lambda: NgramConfig(gate="x"), "one of entropy, learned"), (lambda: NgramConfig(alpha_span=1.0), r"stays in \[0, 1\)"),
                                            (lambda: Mixture(Bigram(), HashedCache(), NgramConfig(gate="learned")), "needs exact counts")])
 def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message): make()

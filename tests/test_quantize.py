@@ -1,5 +1,4 @@
 "Rounding, GPTQ and plans: reference vectors, properties, refusals"
-import dataclasses
 import json
 import math
 import warnings
@@ -8,9 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from pgolf.model import GPT, GPTConfig
-from pgolf.quantize import (COARSEST, FP16_TINY, PERCENTILES, Codes, Plan, calibrate, collect_hessians, collect_sensitivity, dequantize_state, fake_round, gptq, group_sensitivity,
-                            output_error, parse_clip, quantize_model, round_rows, row_clip, row_scale, repaired, rule_for, soft_round, top_code, zero_ones, zeroing_cost)
+from pgolf.ground.settings import from_plain, to_plain
+from pgolf.model import (GPT, AttentionResiduals, BigramHash, FlowRefiner, GPTConfig, HeadGate, Lanes, Recurrence,
+                         SmearGate, UNetSkips, ValueEmbedding, ValueResidual, XSA)
+from pgolf.pack.clip import COARSEST, PERCENTILES, parse_clip, percentile
+from pgolf.pack.damage import group_sensitivity, output_error
+from pgolf.pack.fake_rounding import fake_round, soft_round
+from pgolf.pack.fisher import collect_sensitivity, repaired
+from pgolf.pack.floats import Fp16, Fp32
+from pgolf.pack.gptq import GPTQ, gptq
+from pgolf.pack.grid import FP16_TINY, Codes, top_code
+from pgolf.pack.hessians import collect_hessians
+from pgolf.pack.plan import Plan, Special, quantiser_for
+from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
+from pgolf.pack.rounding import Rows, round_rows, row_scale
+from pgolf.pack.zeroing import zero_ones, zeroing_cost
 
 CLIPS = ['max', 'percentile 99.9', 'best matrix', 'best row', 'sigma 3', 'sigma 12.85']
 LINEAGES = {'pr761/int6': (6, 'max'), 'pr1232/int6': (6, 'max'), 'pr1232/int5': (5, 'max'), 'pr1232/int8': (8, 'percentile 99.99984'),
@@ -19,7 +30,7 @@ LINEAGES = {'pr761/int6': (6, 'max'), 'pr1232/int6': (6, 'max'), 'pr1232/int5': 
 
 def small_model(**extra):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**dict(vocab=64, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8) | extra))
+    model = GPT(GPTConfig(**dict(vocab=64, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8, parts=PLAIN) | extra))
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return model
@@ -176,12 +187,24 @@ def test_widths_beyond_int8_are_refused(bits):
 @given(st.integers(1, 5), st.integers(1, 300), st.floats(0.01, 100), st.integers(0, 10**6))
 def test_percentiles_are_torchs(rows, cols, p, seed):
     w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(row_clip(w, 'percentile', p), w.abs().quantile(p / 100, dim=-1))
+    assert torch.equal(percentile(w, p), w.abs().quantile(p / 100, dim=-1))
 
 
 def test_percentiles_take_any_size():
     w = torch.rand(5, 2**22)  # 21 M elements; torch.quantile refuses more than 16 M
-    assert (row_clip(w, 'percentile', 99.9) - 0.999).abs().max() < 1e-3
+    assert (percentile(w, 99.9) - 0.999).abs().max() < 1e-3
+
+
+def test_ties_go_to_the_even_code():
+    codes = round_rows(torch.tensor([[31.0, 0.5, 1.5, 2.5, 3.5, -0.5, -1.5, -2.5]]), 6)
+    assert codes.scale.tolist() == [1.0] and codes.codes.tolist() == [[31, 0, 2, 2, 4, 0, -2, -2]]
+
+
+@pytest.mark.parametrize('clip', ['max', 'best row', 'percentile 100'])
+def test_scales_stop_at_the_smallest_normal_fp16(clip):
+    w = torch.tensor([[1e-4, -5e-5, 2e-5], [0.0, 0.0, 0.0], [1.0, 0.5, -1.0]])
+    scale = round_rows(w, 6, clip).scale
+    assert scale[:2].tolist() == [2.0**-14] * 2 and scale[2] > 2.0**-14
 
 
 # ---- GPTQ
@@ -245,9 +268,13 @@ def test_gptq_refuses_moments_of_the_wrong_shape_and_leaves_its_inputs_alone():
 
 # ---- plans and models
 
-CONFIGS = dict(plain={}, recurrent=dict(loops=2, loop_start=1, loop_end=2, skips='gated'), swiglu=dict(mlp='swiglu'),
-               everything=dict(value_residual=True, gate='linear', bigram_buckets=300, smear=True, value_embed_layers=(1, 3), attn_res_blocks=2, flow=True),
-               lanes=dict(parallel='lanes', parallel_from=2, gate='elementwise'))
+PLAIN = (UNetSkips(), XSA())
+CONFIGS = dict(
+    plain={}, swiglu=dict(mlp='swiglu'),
+    recurrent=dict(parts=(Recurrence(1, 2, 2), UNetSkips(gated=True), XSA())),
+    everything=dict(parts=(UNetSkips(), AttentionResiduals(), ValueEmbedding((1, 3)), ValueResidual(), XSA(), HeadGate(), SmearGate(),
+                           BigramHash(300), FlowRefiner())),
+    lanes=dict(parts=(*PLAIN, Lanes(2), HeadGate('elementwise'))))
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -265,8 +292,8 @@ def test_hessians_are_the_inputs_of_every_matrix(name):
             assert torch.allclose(hessians[f'banks.{bank}'][i], x.T @ x, rtol=1e-3, atol=1e-4)
     x = torch.cat(seen['final'])
     assert torch.allclose(hessians['embed'], x.T @ x, rtol=1e-3, atol=1e-3)
-    loops = model.cfg.loops
-    if loops: assert len(torch.cat(seen['attn_in.1'])) == (loops + 1) * len(torch.cat(seen['attn_in.0']))
+    passes = model.order().count(1)
+    assert len(torch.cat(seen['attn_in.1'])) == passes * len(torch.cat(seen['attn_in.0']))
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -274,7 +301,7 @@ def test_quantised_models_work_and_floats_are_kept(name):
     model = small_model(**CONFIGS[name])
     batches = [torch.randint(0, 64, (2, 24)) for _ in range(4)]
     hessians = collect_hessians(model, batches)
-    state = quantize_model(model, Plan(bank_method='gptq', bank_clip='sigma 6', small=200), hessians)
+    state = quantize_model(model, Plan(bank=GPTQ(clip='sigma 6'), small=200), hessians)
     roles = model.roles()
     assert list(state) == [k for k, _ in model.named_parameters()]
     for k, v in state.items():
@@ -287,38 +314,55 @@ def test_quantised_models_work_and_floats_are_kept(name):
 
 
 def test_exceptions_overrule_by_name_and_by_layer():
-    plan = Plan(exceptions={'banks.up': {'bits': 5}, 'banks.up.2': {'bits': 4, 'clip': 'sigma 3'}, 'embed': {'method': 'fp16'}})
-    assert rule_for(plan, 'banks.up.0', 'bank', 1).bits == 5 and rule_for(plan, 'banks.up.2', 'bank', 1).bits == 4
+    special = {'banks.up': Rows(bits=5), 'banks.up.2': Rows(bits=4, clip='sigma 3'), 'embed': Fp16()}
+    plan = Plan(exceptions=tuple(Special(k, q) for k, q in special.items()))
+    assert [quantiser_for(plan, f'banks.up.{i}', 'bank', 1).bits for i in range(3)] == [5, 5, 4]
     state = quantize_model(small_model(), plan)
     tops = [int(m.abs().max()) for m in state['banks.up'].codes]
     assert tops[2] == 7 and max(tops) == 15 and state['embed'].dtype == torch.float16 and state['banks.up'].bits == 5
 
 
 @pytest.mark.parametrize('bad, said', [
-    (dict(bank_method='int3'), 'bank'), (dict(embed_bits=9), '2 to 8'), (dict(bank_clip='sigma'), 'sigma'), (dict(control='bf16'), 'control'),
-    (dict(zeroed=2.0), 'zeroed'), (dict(exceptions={'embed': {'bit': 3}}), "'bit'"), (dict(bank_stretch=0.0), 'stretch')])
+    (lambda: Plan(bank='int3'), "no Quantiser 'int3'"), (lambda: Rows(bits=9), 'from 2 to 8'), (lambda: Rows(clip='sigma'), 'sigma'),
+    (lambda: GPTQ(stretch=0.0), 'stretch'), (lambda: Plan(control='bf16'), 'control|bf16'), (lambda: Plan(control=Rows()), 'keeps floats'),
+    (lambda: Plan(zeroed=2.0), 'zeroed'), (lambda: Plan(exceptions=({'embed': 3},)), 'exceptions'), (lambda: Plan(feedback=False), 'none to take away'),
+    (lambda: Plan(exceptions=(Special('embed', Rows()), Special('embed', Fp16()))), 'several'), (lambda: Plan(coder='zip'), "no Coder 'zip'")])
 def test_plans_that_cannot_be_are_refused(bad, said):
     with pytest.raises(ValueError, match=said):
-        Plan(**bad)
+        bad()
 
 
 def test_a_plan_travels_as_json():
-    plan = Plan(bank_method='gptq', exceptions={'embed': {'bits': 7}}, zeroed=0.1)
-    assert Plan(**json.loads(json.dumps(dataclasses.asdict(plan)))) == plan
+    plan = Plan(bank=GPTQ(damp=0.1), exceptions=(Special('embed', Rows(bits=7)),), zeroed=0.1, coder='brotli')
+    assert from_plain(Plan, json.loads(json.dumps(to_plain(plan)))) == plan
+
+
+def test_without_feedback_a_plan_rounds_plainly_on_the_same_grids():
+    model, batches = small_model(), [torch.randint(0, 64, (2, 24))]
+    plan = Plan(bank=GPTQ(bits=5, clip='sigma 4'), exceptions=(Special('banks.up.1', GPTQ(bits=4)),))
+    plain = Plan(bank=Rows(bits=5, clip='sigma 4'), exceptions=(Special('banks.up.1', Rows(bits=4)),))
+    off, want = quantize_model(model, plan.replace(feedback=False)), quantize_model(model, plain)
+    on = quantize_model(model, plan, calibrate(model, plan, batches))
+    for k, c in want.items():
+        if isinstance(c, Codes):
+            assert torch.equal(c.codes, off[k].codes) and torch.equal(c.scale, off[k].scale)
+            assert torch.equal(c.scale, on[k].scale)
+    assert not torch.equal(on['banks.up'].codes, off['banks.up'].codes)
+    assert plan.reads_training_data() and not plan.replace(feedback=False).reads_training_data()
 
 
 def test_missing_calibration_and_unknown_exceptions_are_errors():
     with pytest.raises(ValueError, match=r'banks\.\w+\.0: GPTQ needs second moments'):
-        quantize_model(small_model(), Plan(bank_method='gptq'))
+        quantize_model(small_model(), Plan(bank='gptq'))
     with pytest.raises(ValueError, match='nope'):
-        quantize_model(small_model(), Plan(exceptions={'nope.3': {'bits': 5}}))
+        quantize_model(small_model(), Plan(exceptions=(Special('nope.3', Rows(bits=5)),)))
     with pytest.raises(ValueError, match='nothing to calibrate'):
         collect_hessians(small_model(), [])
 
 
 # ---- one price for every weight
 
-PRICED = Plan(bank_method='gptq', bank_bits=8, bank_clip='fisher 1e-2', embed_method='gptq', embed_clip='fisher 1e-2', small=0)
+PRICED = Plan(bank=GPTQ(bits=8, clip='fisher 1e-2'), embed=GPTQ(bits=8, clip='fisher 1e-2'), small=0)
 
 
 def exact_fisher(model, ids):
@@ -352,7 +396,7 @@ def test_calibration_gives_what_a_plan_needs_and_leaves_no_trace(name):
     model = small_model(**CONFIGS[name])
     batches, kept, rng = [torch.randint(0, 64, (2, 24)) for _ in range(3)], {k: p.detach().clone() for k, p in model.named_parameters()}, torch.get_rng_state()
     assert calibrate(model, Plan(), batches) is None
-    assert calibrate(model, Plan(bank_method='gptq'), iter(batches)).keys() == collect_hessians(model, batches).keys()
+    assert calibrate(model, Plan(bank='gptq'), iter(batches)).keys() == collect_hessians(model, batches).keys()
     with torch.no_grad(): a, b = calibrate(model, PRICED, iter(batches)), calibrate(model, PRICED, batches)
     assert a.keys() == collect_hessians(model, batches).keys() | {'sensitivity'}
     rows = a['sensitivity']
@@ -362,7 +406,7 @@ def test_calibration_gives_what_a_plan_needs_and_leaves_no_trace(name):
     assert all(torch.equal(kept[k], p) and p.grad is None for k, p in model.named_parameters()) and torch.equal(rng, torch.get_rng_state())
     plain = collect_sensitivity(model, batches)
     assert torch.allclose(rows['banks.up'], plain['banks.up'] * repaired(a['banks.up'])[:, None])
-    assert calibrate(model, Plan(exceptions={'embed': {'clip': 'fisher 1e-3'}}), batches).keys() >= {'sensitivity'}
+    assert calibrate(model, Plan(exceptions=(Special('embed', Rows(clip='fisher 1e-3')),)), batches).keys() >= {'sensitivity'}
 
 
 @settings(max_examples=40, deadline=None)
@@ -408,6 +452,15 @@ def test_fake_rounding_is_the_exporters(clip, bits):
     assert torch.equal(torch.autograd.grad(out.sum(), w)[0], torch.ones_like(w))
 
 
+@pytest.mark.parametrize('clip', ['max', 'best row', 'sigma 3'])
+@pytest.mark.parametrize('alpha', [None, 4.0])
+def test_fake_rounding_compiles_in_one_piece(clip, alpha):
+    "A check that reads the data would cut the graph; `fullgraph` makes that an error"
+    w = (torch.randn(2, 8, 40) * 0.05).requires_grad_()
+    call = lambda bank: fake_round(bank, 6, clip, alpha)
+    assert torch.equal(torch.compile(call, backend='eager', fullgraph=True)(w), call(w))
+
+
 def test_fake_rounding_reaches_the_model():
     model, ids = small_model(), torch.randint(0, 64, (2, 16))
     through = lambda name, bank: fake_round(bank, 3)
@@ -415,7 +468,7 @@ def test_fake_rounding_reaches_the_model():
     assert not torch.equal(plain, rounded)
     rounded.square().mean().backward()
     assert all(float(b.grad.abs().sum()) > 0 for b in model.banks.values())
-    state = quantize_model(model, Plan(bank_bits=3, embed_method='fp32', control='fp32'))
+    state = quantize_model(model, Plan(bank=Rows(bits=3), embed=Fp32(), control=Fp32()))
     other = small_model()
     other.load_state_dict(dequantize_state(state))
     assert torch.allclose(other(ids), rounded, atol=1e-4)  # training saw what export wrote

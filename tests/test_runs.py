@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from pgolf import recipes
-from pgolf.artifact import unpack
-from pgolf.data import open_dataset, read_shard, write_shard
-from pgolf.lab import Refusal
+from pgolf.pack.reading import unpack
+from pgolf.text.data import open_dataset, read_shard, write_shard
+from pgolf.lab.parameters import Refusal
 
 NOTEBOOK = "nbs/runs/record.ipynb"
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -72,7 +72,9 @@ def test_a_run_ends_with_table_pictures_and_record(finished, small_run):
     texts = ["".join(o.text for o in c.outputs if o.output_type == "stream") for c in nb.cells if c.cell_type == "code"]
     table, verdict = next(t for t in texts if "artifact bytes" in t), texts[-1]
     audit = json.loads((out / "audit.json").read_text())
-    assert audit["ok"] and "causal" in verdict and "skipped" in verdict
+    pages = ["".join(o.data["text/html"]) for o in nb.cells[-1].outputs if "text/html" in o.get("data", {})]
+    assert audit["ok"] and "no rule is broken" in verdict and "skipped" in verdict
+    assert len(pages) == 1 and "causal" in pages[0] and "<td>" in pages[0], "in JupyterLab the rules are a table"
     for word in ("val_bpb", "tokens", "bytes", "artifact bytes", "seconds"):
         assert word in table
     outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
@@ -114,7 +116,7 @@ def test_two_ranks_find_what_one_finds(bench, tmp_path, small_text):
 def test_an_unknown_parameter_fails_papermill_in_a_sentence(bench, tmp_path):
     code, said, _ = papermill(bench, tmp_path / "run", sede=3)
     last = said.strip().splitlines()[-1]
-    assert code != 0 and last.startswith("Refusal: unknown parameter 'sede': did you mean 'seed'?")
+    assert code != 0 and last.startswith("Refusal: there is no parameter 'sede'; did you mean 'seed'?")
     assert not (tmp_path / "run").exists()
 
 

@@ -7,8 +7,10 @@ import time
 import pytest
 from test_runs import ENV, wait_gone
 
-from pgolf.recipes import get
-from pgolf.sweep import SweepError, asked_recipe, by_group, check_jobs, grid, launch_many, sweep_results
+from pgolf.recipes.recipes import get
+from pgolf.lab.parameters import asked_recipe
+from pgolf.lab.study import by_group, sweep_results
+from pgolf.lab.sweep import SweepError, check_jobs, grid, launch_many
 
 SMALL = dict(vocab=320, steps=4)
 
@@ -39,8 +41,8 @@ def test_a_sweep_names_the_run_that_failed_repeats_only_that_and_trains_once_for
 
 SWEEP = """
 import sys
-from pgolf.sweep import launch_many
-from pgolf.lab import Refusal
+from pgolf.lab.sweep import launch_many
+from pgolf.lab.parameters import Refusal
 try: launch_many({"one": dict(scale="smoke", data=sys.argv[3], overrides=dict(vocab=320, steps=100_000))}, sys.argv[1], sys.argv[2])
 except Refusal as e: print(e)
 """

@@ -7,7 +7,7 @@ import sentencepiece
 import torch
 from hypothesis import example, given, settings, strategies as st
 
-from pgolf.tokenizer import (
+from pgolf.text.tokenizer import (
     BOS,
     ByteTable,
     TokenizerError,
@@ -161,7 +161,7 @@ def test_ids_that_do_not_fit_are_refused(ours):
 
 def test_the_same_text_trains_the_same_file_in_another_process(tmp_path):
     here = train_tokenizer([WORDS], tmp_path / "here.model", 300).read_bytes()
-    code = f"from pgolf.tokenizer import fit_tokenizer; import hashlib; print(hashlib.sha256(fit_tokenizer([{WORDS!r}], 300)).hexdigest())"
+    code = f"from pgolf.text.tokenizer import fit_tokenizer; import hashlib; print(hashlib.sha256(fit_tokenizer([{WORDS!r}], 300)).hexdigest())"
     there = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     ).stdout.strip()

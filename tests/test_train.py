@@ -9,18 +9,30 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data import build_dataset
-from pgolf.model import ConfigError
-from pgolf.quantize import round_rows
-from pgolf.train import (CheckpointError, FakeQuant, TrainConfig, TrainError, TrainStopped, Trainer, budget_used, load_weights,
-                         lr_frac, lr_iters, lr_multiplier, momentum_at, newest_checkpoint, read_log, save_state, train, train_step)
+from pgolf.text.data import build_dataset
+from pgolf.ground.settings import ConfigError
+from pgolf.model import Recurrence
+from pgolf.pack.rounding import round_rows
+from pgolf.ground.files import FileError, save_state
+from pgolf.ground.settings import from_plain, to_json
+from pgolf.train.checkpoint import load_weights, newest_checkpoint
+from pgolf.train.config import TrainConfig
+from pgolf.recipes import get
+from pgolf.train.matrix import MatrixOptimizer
+from pgolf.train.muon import Muon
+from pgolf.train.qat import FakeQuant
+from pgolf.train.run_log import read_log
+from pgolf.train.schedule import budget_used, lr_frac, lr_iters, lr_multiplier
+from pgolf.train.stopping import TrainError, TrainStopped
+from pgolf.train.train import train
+from pgolf.train.trainer import Trainer, train_step
 from train_tools import QUICK, RECIPES, TINY, environment, recipe, run_python, run_ranks, toy_dataset, travelling, write_recipe
 
 
@@ -62,10 +74,10 @@ def test_schedules_of_the_reference(golden, pr):
         f = facts[mode]
         form = dict(schedule="iters", warmdown_iters=f["warmdown_iters"]) if f["warmdown_iters"] else dict(schedule="frac", warmdown_frac=f["warmdown_frac"])
         cap = dict(max_seconds=1000. * f["max_wallclock_s"], reserve_seconds=reserve) if "max_wallclock_s" in f else dict(steps=f["iterations"])
-        cfg = TrainConfig(muon_momentum=FINAL_MOMENTUM.get(pr, .99), **form, **cap)
+        cfg = TrainConfig(matrix=Muon(momentum=FINAL_MOMENTUM.get(pr, .99)), **form, **cap)
         for p in f["points"]:
             assert lr_multiplier(cfg, p["step"], p.get("elapsed_ms", 0.)) == p["lr_mul"], (mode, p)
-            assert momentum_at(cfg, p["step"]) == p["muon_momentum"], (mode, p)
+            assert cfg.matrix.momentum_at(p["step"]) == p["muon_momentum"], (mode, p)
 
 
 def test_switches_of_the_reference(golden):
@@ -80,6 +92,19 @@ def test_switches_of_the_reference(golden):
         assert mul(step) < threshold <= mul(step - 1)
 
 
+def test_schedules_at_points_computed_by_hand():
+    "What the reference's vectors check, for those who do not have them"
+    form_a = TrainConfig(steps=20_000, warmdown_iters=3500, max_seconds=600.)
+    form_b = TrainConfig(steps=1000, schedule="frac", warmdown_frac=.72, max_seconds=600., reserve_seconds=12.)
+    a = [lr_multiplier(form_a, s, s * .1) for s in (0, 1, 2499, 2500, 4250, 6000)]     # 100 ms a step: 350 s of decline
+    assert a == pytest.approx([1, 1, 1, 1, .5, 0], abs=1e-9) and a[4] < a[3]
+    b = [lr_multiplier(form_b, 5, t) for t in (0., 588 * .28, 588 * .64, 588., 600.)]
+    assert b == pytest.approx([1, 1, .5, 0, 0], abs=1e-9)
+    by_steps = [lr_multiplier(replace(form_a, max_seconds=0.), s, 1e9) for s in (16_499, 16_500, 18_250, 19_999)]
+    assert by_steps == [1, 1, .5, 1 / 3500]
+    assert [Muon().momentum_at(s) for s in (0, 750, 1500, 9999)] == pytest.approx([.92, .955, .99, .99])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 500), st.integers(0, 800), st.just(0.) | st.floats(1e-3, 1), st.floats(0, 1))
 def test_multipliers_fall_from_one_to_the_floor(steps, warmdown, frac, floor):
@@ -92,8 +117,8 @@ def test_multipliers_fall_from_one_to_the_floor(steps, warmdown, frac, floor):
 
 @settings(max_examples=40, deadline=None)
 @given(st.builds(TrainConfig, steps=st.integers(1, 10**6), max_seconds=st.floats(13, 1e6), reserve_seconds=st.floats(0, 12),
-                 averaging=st.sampled_from(["none", "ema", "swa", "swa_ema"]), muon_lr=st.floats(0, 10), seed=st.integers(0, 2**31)))
-def test_a_config_survives_json(cfg): assert TrainConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
+                 averaging=st.sampled_from(["none", "ema", "swa", "swa_ema"]), matrix=st.builds(Muon, lr=st.floats(0, 10), ns=st.sampled_from(["classic", "polar"])), seed=st.integers(0, 2**31)))
+def test_a_config_survives_json(cfg): assert from_plain(TrainConfig, json.loads(to_json(cfg))) == cfg
 
 
 # --- averaging and fake quantisation are used, not only kept ---
@@ -153,13 +178,13 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(dataset, tmp_path):
 def test_nothing_of_another_run_is_used(dataset, tmp_path):
     cfg, run = replace(QUICK, checkpoint_seconds=1e-9), tmp_path / "run"
     with pytest.raises(PowerCut): quiet(TINY, cfg, dataset, run, on_log=do_at(5, power_cut))
-    other = replace(cfg, muon_lr=.5)
-    with warnings.catch_warnings(), pytest.raises(CheckpointError, match="train.muon_lr is 0.025, not 0.5"):
+    other = replace(cfg, matrix=cfg.matrix.replace(lr=.5))
+    with warnings.catch_warnings(), pytest.raises(FileError, match="train.matrix.lr is 0.025, not 0.5"):
         warnings.simplefilter("ignore"); quiet(TINY, other, dataset, run)
     assert steps_of(run)                                                    # refused, and left as it was
     fresh = quiet(TINY, other, dataset, run, resume=False)
     assert same(fresh, quiet(TINY, other, dataset, tmp_path / "clean")) and len(steps_of(run)) == cfg.steps
-    with pytest.raises(CheckpointError, match="weights.pt is of another run"): quiet(TINY, cfg, dataset, run)
+    with pytest.raises(FileError, match="weights.pt is of another run"): quiet(TINY, cfg, dataset, run)
 
 
 def test_a_stranger_s_pickle_is_not_run(tmp_path):
@@ -186,7 +211,7 @@ def test_nan_stops_with_the_data_and_the_last_good_state(dataset, tmp_path):
 def test_a_full_disk_stops_clearly_and_spares_what_was_saved(dataset, tmp_path, monkeypatch):
     cfg, run, fsync = replace(QUICK, checkpoint_seconds=1e-9), tmp_path / "run", os.fsync
     def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(CheckpointError, match="step_00000006.pt could not be written.*No space left.*intact"):
+    with pytest.raises(FileError, match="step_00000006.pt could not be written.*No space left.*intact"):
         quiet(TINY, cfg, dataset, run, on_log=do_at(6, lambda: monkeypatch.setattr(os, "fsync", full)))
     monkeypatch.setattr(os, "fsync", fsync)
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step_00000004.pt", "step_00000005.pt"]   # and no leftovers
@@ -237,7 +262,7 @@ def test_the_log_says_where_a_run_came_from(dataset, tmp_path):
 
 
 def test_recurrence_comes_on_when_its_share_is_used(dataset, monkeypatch):
-    seen, model_cfg = [], replace(TINY, loop_start=0, loop_end=1, loops=1)
+    seen, model_cfg = [], replace(TINY, parts=(Recurrence(0, 1, 1), *TINY.parts))
     cfg = replace(QUICK, steps=10, recur_at=.35, accum=1, warmup_steps=1)
     t = Trainer(model_cfg, cfg, dataset)
     forward = t.model.forward
@@ -245,6 +270,60 @@ def test_recurrence_comes_on_when_its_share_is_used(dataset, monkeypatch):
     for _ in range(10): train_step(t)
     t.loader.close()
     assert seen == [False] * 4 + [True] * 6
+
+
+@pytest.mark.parametrize(("at", "off"), [(.4, 4), (0., 0), (1., 10)])
+def test_recurrence_is_due_exactly_at_its_share(at, off, dataset, monkeypatch):
+    "The step that begins when exactly `recur_at` of the steps is over is recurrent; with 0 the first one is, with 1 none"
+    seen, cfg = [], replace(QUICK, steps=10, recur_at=at, accum=1)
+    t = Trainer(replace(TINY, parts=(Recurrence(0, 1, 1), *TINY.parts)), cfg, dataset)
+    forward = t.model.forward
+    monkeypatch.setattr(t.model, "forward", lambda *a, recurrent, **kw: (seen.append(recurrent), forward(*a, recurrent=recurrent, **kw))[1])
+    for _ in range(10): train_step(t)
+    t.loader.close()
+    assert seen == [False] * off + [True] * (10 - off)
+
+
+def test_recurrence_is_due_exactly_at_its_share_of_the_clock(dataset, monkeypatch):
+    seen, cfg = [], replace(QUICK, max_seconds=10., reserve_seconds=2., recur_at=.25, accum=1)
+    t = Trainer(replace(TINY, parts=(Recurrence(0, 1, 1), *TINY.parts)), cfg, dataset)
+    forward = t.model.forward
+    monkeypatch.setattr(t.model, "forward", lambda *a, recurrent, **kw: (seen.append(recurrent), forward(*a, recurrent=recurrent, **kw))[1])
+    for seconds in (0., 1.999, 2., 2.001): train_step(t, seconds)
+    t.loader.close()
+    assert seen == [False, False, True, True]
+
+
+# --- another optimizer is a class of its own ---
+
+class Descent(MatrixOptimizer, kind="descent"):
+    "Gradient descent with momentum and a second buffer, for these tests"
+    def fresh(self, like_nRC): return {"momentum": torch.zeros_like(like_nRC), "size": like_nRC.new_zeros(len(like_nRC), 1, 1)}
+
+    def direction(self, grad_nRC, state, momentum):
+        buf = grad_nRC + momentum * state["momentum"]
+        size = .9 * state["size"] + .1 * buf.square().mean((-2, -1), keepdim=True)
+        return buf / (size.sqrt() + 1e-7), {"momentum": buf, "size": size}
+
+
+def test_another_matrix_optimizer_trains_and_goes_on(dataset, tmp_path):
+    "A kind of its own, with a state of its own: it learns, survives JSON, and a crash changes nothing"
+    cfg = replace(QUICK, steps=30, warmdown_iters=10, matrix=Descent(lr=.005, wd=0.), checkpoint_seconds=1e-9)
+    assert from_plain(TrainConfig, json.loads(to_json(cfg))) == cfg
+    whole = quiet(TINY, cfg, dataset, tmp_path / "whole")
+    losses = [s[1] for s in steps_of(tmp_path / "whole")]
+    assert losses[-1] < losses[0] - .3
+    with pytest.raises(PowerCut): quiet(TINY, cfg, dataset, tmp_path / "run", on_log=do_at(9, power_cut))
+    assert same(whole, quiet(TINY, cfg, dataset, tmp_path / "run"))
+
+
+def test_overrides_reach_into_the_optimizer():
+    "The old names, a dot, and the field alone where it is the only one"
+    matrix = lambda **changes: get("tiny", **changes).train.matrix
+    assert matrix(muon_lr=.03) == matrix(**{"muon.lr": .03}) == matrix(train__muon_lr=.03) == matrix().replace(lr=.03)
+    assert matrix(muon_row_norm=True, ns="polar", muon_momentum_start=.5) == matrix().replace(row_norm=True, ns="polar", momentum_start=.5)
+    with pytest.raises(ConfigError, match="muon_rl"): get("tiny", muon_rl=.03)
+    with pytest.raises(ConfigError, match="Muon.ns is 'cubic': it must be one of classic, polar"): get("tiny", ns="cubic")
 
 
 # --- processes ---
@@ -261,7 +340,7 @@ def real_dataset(tmp_path_factory):
 def test_the_command_line_stops_on_sigterm_and_goes_on(real_dataset, tmp_path):
     run, model = tmp_path / "run", replace(TINY, vocab=300)
     write_recipe(run, model, replace(QUICK, steps=400, warmdown_iters=100))
-    command = [sys.executable, "-m", "pgolf.train", str(run), "--data", str(real_dataset)]
+    command = [sys.executable, "-m", "pgolf.train.command", str(run), "--data", str(real_dataset)]
     p = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     end = time.time() + 60
     while time.time() < end and p.poll() is None and len(steps_of(run)) < 10: time.sleep(.005)
@@ -276,7 +355,7 @@ def test_the_command_line_stops_on_sigterm_and_goes_on(real_dataset, tmp_path):
 def test_the_command_line_says_what_is_wrong_in_one_line(real_dataset, tmp_path):
     for model, train_cfg, word in ((replace(TINY, vocab=300), replace(QUICK, batch_tokens=100), "cannot be cut"), (None, None, "recipe.json cannot be read")):
         if model: write_recipe(tmp_path / word, model, train_cfg)
-        p = run_python("-m", "pgolf.train", tmp_path / word, "--data", real_dataset)
+        p = run_python("-m", "pgolf.train.command", tmp_path / word, "--data", real_dataset)
         assert p.returncode == 1 and word in p.stderr and "Traceback" not in p.stderr and len(p.stderr.splitlines()) == 1, p.stderr
 
 

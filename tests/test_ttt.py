@@ -9,11 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.evaluate import EvaluationError, ModelPredictor, document_windows, evaluate, sliding_windows
-from pgolf.model import GPT, GPTConfig, token_loss
-from pgolf.ngram import BackoffCache, Mixture, NgramConfig
-from pgolf.ttt import (PREQUANT, TTT_TABLE, DocumentLoRA, IllegalAdaptation, LoRAConfig, ScoreFirstTTT, TTTConfig, adapter_places, frozen_rows,
-                       prequant_adapt, shared_documents, train_then_score, ttt_lr)
+from pgolf.score.evaluate import EvaluationError, ModelPredictor, document_windows, evaluate, sliding_windows
+from pgolf.model import (GPT, AttentionResiduals, GPTConfig, HeadGate, Lanes, Recurrence, UNetSkips, ValueEmbedding,
+                         ValueResidual, XSA, token_loss)
+
+from pgolf.score.adapt_first import train_then_score
+from pgolf.score.adapters import adapter_places
+from pgolf.score.backoff import BackoffCache
+from pgolf.score.freezing import frozen_rows
+from pgolf.score.illegal import IllegalAdaptation
+from pgolf.score.lessons import ttt_lr
+from pgolf.score.lora import DocumentLoRA, LoRAConfig
+from pgolf.score.ngram import Mixture, NgramConfig
+from pgolf.score.prequant import PREQUANT, prequant_adapt, shared_documents
+from pgolf.score.ttt import TTT_TABLE, ScoreFirstTTT, TTTConfig
+
+LOOPED = (Recurrence(1, 2, 1), UNetSkips(), ValueResidual(), XSA())
 
 
 class OneByteEach:
@@ -22,8 +33,7 @@ class OneByteEach:
 
 
 def tiny(seed=0, **changes):
-    cfg = dict(vocab=48, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8, mlp_ratio=2.0, value_residual=True, gate="headwise",
-               loop_start=1, loop_end=2, loops=1)
+    cfg = dict(vocab=48, dim=32, layers=4, heads=2, kv_heads=1, rotary_dims=8, mlp_ratio=2.0, parts=(*LOOPED, HeadGate("headwise")))
     model = GPT(GPTConfig(**(cfg | changes)), torch.Generator().manual_seed(seed)).eval()
     noise = torch.Generator().manual_seed(seed + 1)
     for p in model.parameters(): p.data += 0.1 * torch.randn(p.shape, generator=noise)
@@ -61,9 +71,21 @@ def test_schedules():
 
 
 def test_faithful_freezing_is_the_records_count():
-    model = GPT(GPTConfig(vocab=64, value_embed_layers=(9, 10), attn_res_blocks=2))
+    model = GPT(GPTConfig(vocab=64, parts=(UNetSkips(), AttentionResiduals(), ValueEmbedding((9, 10)), XSA())))
     frozen = frozen_rows(model, TTT_TABLE["pr1696"])
     assert sum(model.get_parameter(k)[:n].numel() for k, n in frozen.items()) == 2056 and not any(k.startswith("banks") for k in frozen)
+
+
+@pytest.mark.parametrize("name, layers, matrices", (("pr761", 2, True), ("pr1232", 2, True),
+                                                    ("pr1696", 1, False), ("pr1992", 0, False)))
+def test_what_each_record_freezes(name, layers, matrices):
+    "A module per layer (PR 761, 1232): the matrices too; banks (PR 1696): the small parameters only"
+    model = tiny()
+    frozen = frozen_rows(model, TTT_TABLE[name])
+    banks = {k for k, _ in model.named_parameters() if k.startswith("banks.")}
+    assert len(banks) == 6 and set(frozen.values()) == ({layers} if layers else set())
+    assert banks & frozen.keys() == (banks if matrices else set())
+    assert ("q_gain" in frozen) == (layers > 0)
 
 
 @pytest.mark.parametrize("optimizer", ("sgd", "adamw"))
@@ -165,7 +187,7 @@ def slow_lora(model, ids, span, cfg, seq_len, chunk):
     return torch.cat(nats).numpy()
 
 
-@pytest.mark.parametrize("changes", ({}, dict(parallel="lanes", parallel_from=2, gate="none", skips="gated")))
+@pytest.mark.parametrize("changes", ({}, dict(parts=(LOOPED[0], UNetSkips(gated=True), *LOOPED[2:], Lanes(2)))))
 def test_lora_equals_the_slow_loop_and_batches_equal_singles(changes):
     model, ids, cfg = tiny(**changes), stream(420, every=130), LoRAConfig(rank=3, lr=0.01)
     cut = dict(cut="documents", seq_len=64, doc_chunk=16)
@@ -180,10 +202,25 @@ def test_lora_equals_the_slow_loop_and_batches_equal_singles(changes):
     assert np.abs(plain.nats - batched.nats)[first].max() < 1e-5 and np.abs(plain.nats - batched.nats).max() > 1e-3
 
 
+def test_lora_in_groups_is_lora_at_once():
+    "Fewer logits than a batch needs: groups of documents, each made again for its gradient, give the same losses"
+    model, ids, cfg = tiny(), stream(420, every=130), LoRAConfig(rank=3, lr=0.01)
+    cut, held = dict(cut="documents", seq_len=64, doc_chunk=16, doc_batch=8), []
+    class Counted(DocumentLoRA):
+        def logits(self, rows, **more):
+            held.append(rows.numel() * 48)
+            return super().logits(rows, **more)
+    whole = evaluate(Counted(model, cfg), ids, OneByteEach(), **cut)
+    needed, bound = max(held), 64 * 48
+    held.clear()
+    grouped = evaluate(Counted(model, cfg, max_logits=bound), ids, OneByteEach(), **cut)
+    assert max(held) <= bound < needed and np.abs(grouped.nats - whole.nats).max() < 1e-5
+
+
 def test_lora_needs_documents_and_known_sites():
     with pytest.raises(EvaluationError, match="position 0: DocumentLoRA learns within documents"):
         evaluate(DocumentLoRA(tiny()), stream(100), OneByteEach(), "full", seq_len=32)
-    with pytest.raises(ValueError, match=r"\['head'\] are no sites"): LoRAConfig(sites=("q", "head"))
+    with pytest.raises(ValueError, match="LoRAConfig.sites is .*must be some of q, k"): LoRAConfig(sites=("q", "head"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -210,7 +247,7 @@ def test_illegal_forms_need_a_word_and_leave_a_mark():
     with pytest.raises(ValueError, match="neither"): prequant_adapt(model, ids, cfg, source="test")
 
 
-@pytest.mark.parametrize("bad, message", [(dict(optimizer="adam"), "none of sgd, adamw"), (dict(epochs=0), "epochs=0"),
+@pytest.mark.parametrize("bad, message", [(dict(optimizer="adam"), "one of sgd, adamw"), (dict(epochs=0), "epochs is 0: it must be at least 1"),
                                           (dict(weight_decay=0.1, freeze_blocks=1), "move frozen layers")])
 def test_bad_settings(bad, message):
     with pytest.raises(ValueError, match=message): TTTConfig(**bad)
@@ -218,11 +255,12 @@ def test_bad_settings(bad, message):
 
 def test_a_stamp_travels_with_the_artifact_into_every_score():
     "What was made illegally says so after packing and unpacking, and no meta can take the stamp off"
-    from pgolf.artifact import pack, unpack
-    from pgolf.evaluate import ModelPredictor
-    from pgolf.model import GPT, GPTConfig
-    from pgolf.quantize import Plan
-    from pgolf.ttt import stamp_model
+    from pgolf.pack.artifact import pack
+    from pgolf.pack.reading import unpack
+    from pgolf.score.evaluate import ModelPredictor
+    from pgolf.model.gpt import GPT, GPTConfig
+    from pgolf.pack.plan import Plan
+    from pgolf.score.illegal import stamp_model
     model = GPT(GPTConfig(vocab=64, dim=32, layers=2, heads=2, kv_heads=1, rotary_dims=8))
     stamp_model(model, "illegal: trained on the validation text")
     back = unpack(pack(model, Plan()))

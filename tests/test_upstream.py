@@ -4,8 +4,9 @@ import json
 import pytest
 import torch
 
-from pgolf.model import ConfigError, token_loss
-from pgolf.upstream import load_checkpoint, load_reference, reference_config, reference_names, to_reference
+from pgolf.ground.settings import ConfigError
+from pgolf.model.gpt import token_loss
+from pgolf.lab.upstream import load_checkpoint, load_reference, reference_config, reference_names, to_reference
 
 safetensors = pytest.importorskip("safetensors.torch")
 FOLDERS = ["pr761", "pr1232", "pr1232_flow", "pr1696", "pr1536", "pr1992"]
@@ -69,6 +70,23 @@ def test_state_both_ways(golden, name):
     assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
     again = load_reference(back, config["hparams"])
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_rope_yarn_of_pr1536_is_the_ntk_rule(golden):
+    "Up to train_seq_len nothing changes; beyond it, the base the rule gives"
+    config, vectors, state = load(golden, "pr1536")
+    hparams, x = config["hparams"], vectors["batch/x_long"]
+    train_len, r = hparams["train_seq_len"], hparams["rope_dims"]
+    base = hparams["rope_base"] * (x.shape[1] / train_len) ** (r / (r - 2))
+    model = load_reference(state, hparams | {"rope_yarn": True})
+    wider = load_reference(state, hparams | {"rope_base": base})
+    assert model.cfg.rope_train_len == train_len < x.shape[1]
+    assert reference_config(hparams).rope_train_len == 0
+    with torch.no_grad():
+        assert (model(vectors["batch/x"], recurrent=False) - vectors["logits/loop0"]).abs().max() <= 2e-5
+        long = model(x, recurrent=False)
+        assert (long - wider(x, recurrent=False)).abs().max() <= 2e-5
+        assert (long - vectors["logits/loop0_long"]).abs().max() > 2e-5
 
 
 def test_a_wrong_state_is_refused_by_name(golden):

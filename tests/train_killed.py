@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from pgolf.train import load_weights, read_log, train
+from pgolf.train.checkpoint import load_weights
+from pgolf.train.run_log import read_log
+from pgolf.train.train import train
 from train_tools import QUICK, TINY, toy_dataset
 
 root, kills = Path(sys.argv[1]), int(sys.argv[2])

@@ -3,7 +3,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pgolf.train import joined_ranks, train
+from pgolf.train.ranks import joined_ranks
+from pgolf.train.train import train
 from train_tools import RECIPES, TINY, TIMED, recipe, toy_dataset, travelling
 
 out, data = Path(sys.argv[1]), Path(sys.argv[2])

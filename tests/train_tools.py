@@ -3,18 +3,21 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from pgolf.data import Dataset, write_shard
-from pgolf.model import GPTConfig
-from pgolf.train import TrainConfig
+from pgolf.text.data import Dataset, write_shard
+from pgolf.model import (AttentionResiduals, BigramHash, FlowRefiner, GPTConfig, GPTJBlocks, HeadGate, Lanes, Recurrence,
+                         SmearGate, UNetSkips, ValueEmbedding, ValueResidual, XSA)
+from pgolf.ground.settings import to_plain
+from pgolf.train.config import TrainConfig
+from pgolf.train.muon import Muon
 
 VOCAB = 32
-TINY = GPTConfig(vocab=VOCAB, dim=16, layers=2, heads=2, kv_heads=1, rotary_dims=4, mlp_ratio=2, embed_std=.02)
-QUICK = TrainConfig(steps=12, batch_tokens=128, seq_len=32, accum=2, warmup_steps=0, warmdown_iters=6, muon_momentum_steps=6,
+TINY = GPTConfig(vocab=VOCAB, dim=16, layers=2, heads=2, kv_heads=1, rotary_dims=4, mlp_ratio=2, embed_std=.02,
+                 parts=(UNetSkips(), XSA()))
+QUICK = TrainConfig(steps=12, batch_tokens=128, seq_len=32, accum=2, warmup_steps=0, warmdown_iters=6, matrix=Muon(momentum_steps=6),
                     ema_decay=.8, swa_every=2, swa_start=.8, checkpoint_seconds=0.)
 
 TIMED = TrainConfig(steps=10**6, max_seconds=1., batch_tokens=256, seq_len=32, accum=1, warmup_steps=0, schedule="frac", averaging="none")
@@ -22,7 +25,8 @@ TIMED = TrainConfig(steps=10**6, max_seconds=1., batch_tokens=256, seq_len=32, a
 
 def travelling(**kw):
     "A run that may go on with another number of ranks: eight micro-batches a step over all of them"
-    return TrainConfig(**dict(steps=12, batch_tokens=256, seq_len=32, warmup_steps=0, warmdown_iters=6, muon_momentum_steps=6, clip=.3, checkpoint_seconds=0.) | kw)
+    base = dict(steps=12, batch_tokens=256, seq_len=32, warmup_steps=0, warmdown_iters=6, matrix=Muon(momentum_steps=6), clip=.3, checkpoint_seconds=0.)
+    return TrainConfig(**base | kw)
 
 
 def toy_dataset(folder, tokens=8000, shards=1, seed=0):
@@ -36,19 +40,22 @@ def toy_dataset(folder, tokens=8000, shards=1, seed=0):
 
 
 # the optimizers and the parameters they meet in the five recipes, on three layers (padded to four on two and four ranks)
+SP1024 = (UNetSkips(), ValueResidual(), XSA(), HeadGate(), SmearGate(), BigramHash(64, 8))
+SP8192 = (Recurrence(1, 2, 1), UNetSkips(gated=True), XSA())
 RECIPES = {
-    "pr761": (dict(bigram_buckets=64, bigram_dim=8, smear=True, value_residual=True, gate="linear"),
+    "pr761": (dict(parts=SP1024),
               dict(proj_group="matrix", schedule="iters", warmdown_iters=10)),
-    "pr1232_flow": (dict(bigram_buckets=64, bigram_dim=8, smear=True, value_residual=True, gate="linear", flow=True, flow_latent=8, flow_hidden=12),
+    "pr1232_flow": (dict(parts=(*SP1024, FlowRefiner(8, 12))),
                     dict(proj_group="matrix", schedule="iters", warmdown_iters=15)),
-    "pr1696": (dict(value_embed_layers=(1, 2), value_embed_dim=8, attn_res_blocks=2),
+    "pr1696": (dict(parts=(UNetSkips(), AttentionResiduals(), ValueEmbedding((1, 2), 8), XSA())),
                dict(proj_group="scalar", schedule="iters", warmdown_iters=10, qat="late", qat_start=.5)),
-    "pr1536": (dict(mlp_ratio=4, skips="gated", loop_start=1, loop_end=2, loops=1, parallel="lanes", parallel_from=2),
-               dict(order="packed", schedule="frac", muon_row_norm=True, muon_lr=.022, muon_momentum=.97, muon_wd=.095, embed_lr=.03,
-                    embed_wd=.095, scalar_lr=.02, scalar_wd=.02, recur_at=.35)),
-    "pr1992": (dict(mlp_ratio=4, gate="headwise", skips="gated", loop_start=1, loop_end=2, loops=1, parallel="gptj", parallel_from=2),
-               dict(order="shuffled", schedule="frac", warmdown_frac=.72, muon_row_norm=True, muon_lr=.022, muon_wd=.095, embed_lr=.03,
-                    embed_wd=.085, scalar_lr=.02, scalar_wd=.02, recur_at=.35, ns="polar")),
+    "pr1536": (dict(mlp_ratio=4, parts=(*SP8192, Lanes(2))),
+               dict(order="packed", schedule="frac", matrix=Muon(row_norm=True, lr=.022, momentum=.97, wd=.095, momentum_steps=15),
+                    embed_lr=.03, embed_wd=.095, scalar_lr=.02, scalar_wd=.02, recur_at=.35)),
+    "pr1992": (dict(mlp_ratio=4, parts=(*SP8192, HeadGate("headwise"), GPTJBlocks(2))),
+               dict(order="shuffled", schedule="frac", warmdown_frac=.72,
+                    matrix=Muon(row_norm=True, lr=.022, wd=.095, ns="polar", momentum_steps=15), embed_lr=.03,
+                    embed_wd=.085, scalar_lr=.02, scalar_wd=.02, recur_at=.35)),
 }
 
 
@@ -57,13 +64,13 @@ def recipe(name, world=1, **kw):
     model, train = RECIPES[name]
     base = dict(vocab=VOCAB, dim=16, layers=3, heads=2, kv_heads=1, rotary_dims=4, mlp_ratio=2, embed_std=.02)
     return GPTConfig(**base | model), TrainConfig(**dict(
-        steps=20, batch_tokens=512, seq_len=64, accum=4 // world, warmup_steps=0, muon_momentum_steps=15, clip=.3,
+        steps=20, batch_tokens=512, seq_len=64, accum=4 // world, warmup_steps=0, matrix=Muon(momentum_steps=15), clip=.3,
         checkpoint_seconds=0.) | train | kw)
 
 
 def write_recipe(run, model, train):
     Path(run).mkdir(parents=True, exist_ok=True)
-    (Path(run) / "recipe.json").write_text(json.dumps({"name": "toy", "model": asdict(model), "train": asdict(train)}))
+    (Path(run) / "recipe.json").write_text(json.dumps({"name": "toy", "model": to_plain(model), "train": to_plain(train)}))
 
 
 def environment(): return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])}
@@ -73,4 +80,4 @@ def run_python(*args, timeout=180): return subprocess.run([sys.executable, *map(
 
 
 def run_ranks(world, *args, timeout=240):
-    return run_python("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", *args, timeout=timeout)
+    return run_python("-m", "torch.distributed.run", "--standalone", "--local_addr=localhost", f"--nproc_per_node={world}", *args, timeout=timeout)

@@ -71,7 +71,7 @@ def check(root):
         for name in ("settings.ini", "setup.py", "pyproject.toml"):
             shutil.copy(root / name, copy / name)
         for module in (copy / "pgolf").rglob("*.py"):
-            if module.name != "__init__.py":
+            if module.parent != copy / "pgolf" or module.name != "__init__.py":
                 module.unlink()
         fix(copy)
         return [line for folder in ("nbs", "pgolf")

@@ -1,7 +1,10 @@
-"""README.md from nbs/index.ipynb: `python tools/readme.py` writes it, `--check` says whether it is up to date.
+"""README.md from nbs/index.ipynb, and nbs/README.md, the list of all notebooks: `python tools/readme.py` writes both,
+`--check` says whether they are up to date.
 
-Cells that start with `#| hide` stay out, the others go through nbconvert; links
-are turned to start from the root of the repository."""
+Cells that start with `#| hide` stay out, the others go through nbconvert; links are turned to start from the root of the
+repository. `<!-- wings -->` and `<!-- techniques -->` are tables made from the notebooks, the package and the records."""
+import importlib
+import json
 import re
 import sys
 from os.path import normpath
@@ -19,6 +22,127 @@ def hidden(cell):
     return cell.cell_type == "code" and re.match(r"\s*#\|\s*hide\b", cell.source)
 
 
+def promise(path):
+    "Title and promise of a notebook: its first heading and the quoted line under it"
+    if not path.exists():
+        return path.parent.name[2:], ""
+    first = nbformat.read(path, as_version=4).cells[0].source
+    title, story = [line for line in first.splitlines() if line.strip()][:2]
+    return title.lstrip("# "), story.lstrip("> ")
+
+
+def reading_order(folder):
+    "Rooms of a wing as its index page lists them, then those that it does not list"
+    rooms = sorted(p.name for p in folder.glob("*.ipynb") if p.name != "index.ipynb")
+    index = folder / "index.ipynb"
+    listed = re.findall(r"\]\((\w+\.ipynb)\)", index.read_text(encoding="utf8")) if index.exists() else []
+    return [folder / name for name in dict.fromkeys([n for n in listed if n in rooms] + rooms)]
+
+
+def wings():
+    "Folders of the wings, in order"
+    return sorted(ROOT.glob("nbs/[0-9]_*"))
+
+
+def wings_table():
+    "Every wing with a link to the page that tells its story"
+    lines = ["| wing | what goes in, what comes out | notebooks |", "|---|---|---|"]
+    for folder in wings():
+        title, story = promise(folder / "index.ipynb")
+        lines.append(f"| [{title}]({folder.relative_to(ROOT)}/index.ipynb) | {story} | {len(reading_order(folder))} |")
+    return "\n".join(lines)
+
+
+def all_rooms():
+    "nbs/README.md: every notebook with a link and what it promises, wing by wing, in reading order"
+    lines = ["# All notebooks", "", "| notebook | what goes in, what comes out |", "|---|---|"]
+    for folder in wings():
+        lines.append(f"| **[{promise(folder / 'index.ipynb')[0]}]({folder.name}/index.ipynb)** | |")
+        for path in reading_order(folder):
+            title, story = promise(path)
+            lines.append(f"| [{title}]({path.relative_to(ROOT / 'nbs')}) | {story} |")
+    return "\n".join(lines) + "\n\n<!-- made from the notebooks by `make readme` -->\n"
+
+
+BASES = {"model": "part.Part", "pack": "quantiser.Quantiser", "score": "wrap.Predictor"}
+
+
+def technique_classes():
+    "(class, notebook) of every technique that has a name for tables"
+    from pgolf.ground.settings import every
+    for wing, home in BASES.items():
+        room, name = home.split(".")
+        base = getattr(importlib.import_module(f"pgolf.{wing}.{room}"), name)
+        for cls in every(base).values():
+            if cls.title:
+                yield cls, next(ROOT.glob(f"nbs/[0-9]_{wing}/{cls.__module__.rpartition('.')[2]}.ipynb"))
+
+
+def source_link(url):
+    "A pull request or a paper as a short link"
+    number = re.search(r"/pull/(\d+)$", url)
+    return f"[PR {number[1]}]({url})" if number else f"[paper]({url})" if url else ""
+
+
+def users(cls):
+    "Names of the recipes that use a technique"
+    from pgolf import recipes
+    from pgolf.ground.settings import walk_settings
+
+    def inside(recipe):
+        sections = vars(recipe).values()
+        return (value for section in sections for _, value in walk_settings(section))
+
+    return [f"`{name}`" for name in recipes.names() if any(type(v) is cls for v in inside(recipes.get(name)))]
+
+
+def cost(title, scores):
+    "What taking a technique from `best` costs in bits per byte, with the error of the difference; '' where not measured"
+    without, base = scores.get(f"no {title}"), scores["all on"]
+    if not without:
+        return ""
+    from pgolf.lab.statistics import paired_difference
+    mean, error, _ = paired_difference(without, base)  # both were trained on the same seeds
+    return f"{mean:+.3f} ± {error:.3f}"
+
+
+def techniques_table():
+    "Every technique with its notebook, its source, who uses it and what it was worth here"
+    scores = json.loads((ROOT / "records" / "ablation.json").read_text(encoding="utf8"))["scores"]
+    lines = ["| technique | what it does | from | in recipes | taken from `best`, bpb |", "|---|---|---|---|---|"]
+    for cls, path in technique_classes():
+        does = (cls.__doc__ or "").strip().splitlines()[0]
+        used = users(cls)
+        worth = cost(cls.title, scores) if "`best`" in used else ""
+        lines.append(f"| [{promise(path)[0]}]({path.relative_to(ROOT)}) | {does} | {source_link(cls.source)} | "
+                     f"{', '.join(used)} | {worth} |")
+    return "\n".join(lines)
+
+
+def result_block():
+    "What `make run` prints near its end, from the record of that run"
+    record = json.loads((ROOT / "records" / "tiny.json").read_text(encoding="utf8"))
+    name, run = next(iter(record["runs"].items()))
+    best = min(map(min, record["compressors"].values()))
+    lines = ["bits per byte   alone  after the training text", "-------------  ------  -----------------------"]
+    lines += [f"{tool:13}  {alone:.4f}  {after:23.4f}" for tool, (alone, after) in record["compressors"].items()]
+    lines += [f"{'result':40}  {name:>12}", f"{'-' * 40}  {'-' * 12}"]
+    rows = {"val_bpb": f"{run['val_bpb']:.4f}", "best compressor, after the training text": f"{best:.4f}",
+            "tokens": f"{record['tokens']:,}", "bytes": f"{record['bytes']:,}", "artifact bytes": f"{run['artifact_bytes']:,}",
+            "artifact hash": run["artifact_sha256"][:12]}
+    return "\n".join(["```", *lines, *(f"{key:40}  {value:>12}" for key, value in rows.items()), "```"])
+
+
+def old_pictures():
+    "Sentences on pictures of the README that do not draw what the records say"
+    from PIL import Image
+    sys.path.insert(0, str(ROOT / "tools"))
+    import pictures
+    drawn = json.loads(Image.open(pictures.IMAGES / "reported.png").text.get(pictures.FACTS, "[]"))
+    if drawn != pictures.reported():
+        yield "nbs/images/reported.png is not what recipes and records say: run python tools/pictures.py"
+
+
 def readme(index):
     "The text of README.md for this notebook"
     nb = nbformat.read(index, as_version=4)
@@ -26,14 +150,19 @@ def readme(index):
     nb.metadata["language_info"] = {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", lambda m: f"]({normpath('nbs/' + m[1])})", text)
+    text = text.replace("<!-- wings -->", wings_table()).replace("<!-- techniques -->", techniques_table())
+    text = text.replace("<!-- result -->", result_block())
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return text + "\n<!-- made from nbs/index.ipynb by `make readme`: edit there -->\n"
 
 
 if __name__ == "__main__":
-    text = readme(INDEX)
-    if "--check" not in sys.argv[1:]:
-        README.write_text(text, encoding="utf8")
-    elif not README.exists() or README.read_text(encoding="utf8") != text:
-        sys.exit("README.md is not what nbs/index.ipynb says: run make readme")
+    sys.path.insert(0, str(ROOT))
+    pages = {README: readme(INDEX), ROOT / "nbs" / "README.md": all_rooms()}
+    for page, text in pages.items():
+        if "--check" not in sys.argv[1:]:
+            page.write_text(text, encoding="utf8")
+        elif not page.exists() or page.read_text(encoding="utf8") != text:
+            sys.exit(f"{page.relative_to(ROOT)} is not what the notebooks say: run make readme")
+    if said := list(old_pictures()): sys.exit("\n".join(said))
     print("README.md is up to date")
