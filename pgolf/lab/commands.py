@@ -170,8 +170,8 @@ def data_of(folder:Path, own:str, asked:str)->str:
 # %% ../../nbs/7_lab/commands.ipynb #a2cae540
 def score_folder(folder:Path, data:str, nproc:int)->Table:
     "Score a run folder, on several processes where asked"
-    from pgolf.ground.files import read_json
     from pgolf.lab.conduct import conduct, finish
+    from pgolf.lab.run_record import read_score
     from pgolf.recipes.run import Run, identity_of
     from pgolf.text.data import open_dataset
     if nproc < 1:
@@ -184,7 +184,7 @@ def score_folder(folder:Path, data:str, nproc:int)->Table:
         run.note(settings=identity_of(recipe, open_dataset(data, recipe.model.vocab)))
     conduct(run, "score", nproc)
     finish(run)
-    score = read_json(folder/"score.json")
+    score = read_score(folder)
     return score_lines(recipe.name, score["val_bpb"], score["val_loss"], score["tokens"], score["bytes"])
 
 # %% ../../nbs/7_lab/commands.ipynb #7e1e754f
