@@ -182,8 +182,8 @@ def score_folder(folder:Path, data:str, nproc:int)->Table:
         raise ConfigError(f"--nproc must be at least 1, not {nproc}")
     if not (folder/"recipe.json").is_file():
         raise ConfigError(f"{folder/'recipe.json'} does not exist: {folder} is no run folder")
-    from pgolf.ground.files import read_json
     from pgolf.lab.conduct import conduct, finish
+    from pgolf.lab.run_record import read_score
     from pgolf.recipes.run import Run, identity_of
     from pgolf.text.data import open_dataset
     run = Run(folder)
@@ -194,7 +194,7 @@ def score_folder(folder:Path, data:str, nproc:int)->Table:
         run.note(settings=identity_of(recipe, open_dataset(data, recipe.model.vocab)))
     conduct(run, "score", nproc)
     finish(run)
-    score = read_json(folder/"score.json")
+    score = read_score(folder)
     return score_lines(recipe.name, score["val_bpb"], score["val_loss"], score["tokens"], score["bytes"])
 
 # %% ../../nbs/7_lab/commands.ipynb #7e1e754f

@@ -42,13 +42,13 @@ def load_voice(
     data:str="",      # dataset folder; empty = the one that the run was trained on
 )->Voice:
     "A model out of its file, and its tokenizer"
-    from pgolf.lab.run_record import read_run
     path = Path(subject)
     path = path/"model.pgolf" if path.is_dir() else path
     if not path.is_file(): raise ConfigError(f"{path} does not exist: name a run folder that is packed")
+    from pgolf.lab.run_record import read_run # from here on torch is needed
     data = data or read_run(path.parent).get("settings", {}).get("data", "")
     if not data: raise ConfigError(f"{path} does not name its tokenizer: give --data, a dataset folder")
-    from pgolf.pack.ledger import inspect # from here on torch is needed
+    from pgolf.pack.ledger import inspect
     from pgolf.pack.reading import unpack
     from pgolf.score.cuts import EvalConfig
     from pgolf.score.wrap import predictors_in

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from .. import __version__
 from ..lab.commands import in_a_sentence
-from ..lab.run_record import read_run
 from ..recipes.words import known_scale, recipe_names
 
 # %% ../../nbs/9_referee/command.ipynb #6861c2b9
@@ -47,6 +46,7 @@ def audit_parser()->argparse.ArgumentParser:
 # %% ../../nbs/9_referee/command.ipynb #67e0c7ff
 def named_by(run:Path)->str: # folder; "" = none
     "The dataset that a run's own record names"
+    from pgolf.lab.run_record import read_run
     return (read_run(run).get("settings") or {}).get("data", "")
 
 def dataset_for(
