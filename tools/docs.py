@@ -341,7 +341,11 @@ math { font-size: 1.08em; }
 .jupyter-wrapper .jp-OutputArea-output { overflow-x: auto; }
 .jupyter-wrapper .jp-OutputArea-output pre { overflow-x: auto; white-space: pre; }
 .jupyter-wrapper img { max-width: 100%; height: auto; }
-@media (max-width: 44rem) { .jupyter-wrapper .zeroclipboard-container { display: none; } }
+@media (max-width: 45em) {
+  .jupyter-wrapper .zeroclipboard-container, .md-typeset .headerlink { display: none; }
+  .md-typeset .md-content__inner > .highlight, .md-content__inner > .highlight { margin: 1em 0 !important; }
+  .md-typeset h1 code, .md-typeset h2 code, .md-typeset h3 code, .md-typeset h4 code { word-break: break-all; padding: 0; font-size: .8em; }
+}
 .jupyter-wrapper .celltoolbar { background: none !important; border: 0 !important; height: auto !important; padding: 0 !important; }
 .jupyter-wrapper .celltoolbar .cell-tag { font-size: .55rem; color: var(--md-default-fg-color--light); border: 0 !important; background: none !important; }
 """
