@@ -11,7 +11,7 @@ import pytest
 import pgolf
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("pgolf", "setup.py", "settings.ini", "constraints.txt", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff",
+COPIED = ("pgolf", "nbs", "records", "setup.py", "settings.ini", "constraints.txt", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff",
           "CHANGELOG.md")
 
 
@@ -50,10 +50,26 @@ def test_the_wheel_that_the_sdist_makes_trains_and_speaks_outside_the_clone(clea
     bin = clean / "env" / "bin"
     where = sh(bin / "python", "-c", "import pgolf; print(pgolf.__file__)", cwd=tmp_path).strip()
     assert where.startswith(str(clean)) and (Path(where).parent / "py.typed").exists()
-    for command in ("data", "train", "score", "sample", "runs", "compare", "audit", "submit"):
+    for command in ("data", "train", "score", "sample", "runs", "compare", "audit", "submit", "lab"):
         assert sh(bin / f"pgolf_{command}", "--version", cwd=tmp_path).split()[-1] == pgolf.__version__
     assert "model.pgolf" in sh(bin / "pgolf_train", "tiny", "--scale", "smoke", "--steps", "8", cwd=tmp_path)
     run = "out/tiny-seed1-smoke-steps=8"
     assert "val_bpb" in sh(bin / "pgolf_score", run, cwd=tmp_path)
     assert "The for" in sh(bin / "pgolf_sample", run, "--prompt", "The for", "--tokens", "20", cwd=tmp_path)
     assert run in sh(bin / "pgolf_runs", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_its_notebooks(clean, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    bin = clean / "env" / "bin"
+    said = sh(bin / "pgolf_lab", "book", cwd=tmp_path)
+    there = {p.relative_to(tmp_path / "book").as_posix(): p for p in (tmp_path / "book" / "nbs").rglob("*.ipynb")}
+    ours = [p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    assert said.startswith(f"{len(ours)} notebooks") and len(there) == len(ours)
+    for path in ours: assert there[path.relative_to(ROOT).as_posix()].read_bytes() == path.read_bytes()
+    assert (tmp_path / "book" / "records" / "tiny.json").exists()
+    root = sh(bin / "python", "-c", "from pgolf.lab.run_record import repo_root; print(repo_root())", cwd=tmp_path / "book" / "nbs" / "runs")
+    assert root.strip() == str(tmp_path / "book"), "a run notebook finds its root there"
+    again = subprocess.run([bin / "pgolf_lab", "book"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 1 and again.stderr == "pgolf_lab: book holds nbs already: name another folder\n"
