@@ -96,6 +96,22 @@ def users(cls):
     return [f"`{name}`" for name in recipes.names() if any(type(v) is cls for v in inside(recipes.get(name)))]
 
 
+def weights_of(cls):
+    "Weights a technique adds to the largest full-size model of a recipe that has it; '' where no recipe has it"
+    import torch
+
+    from pgolf import recipes
+    from pgolf.model.part import Part
+    if not issubclass(cls, Part): return "0"  # it acts when a text is scored, and brings nothing along in the file
+    found = []
+    for name in recipes.names():
+        config = recipes.get(name).model
+        for part in (p for p in config.parts if type(p) is cls):
+            with torch.device("meta"): made = part.weights(config, None)
+            found.append(sum(w.value.numel() for w in made.values()))
+    return f"{max(found):,}" if found else ""
+
+
 def cost(title, scores):
     "What taking a technique from `best` costs in bits per byte, with the error of the difference; '' where not measured"
     without, base = scores.get(f"no {title}"), scores["all on"]
@@ -109,13 +125,13 @@ def cost(title, scores):
 def techniques_table():
     "Every technique with its notebook, its source, who uses it and what it was worth here"
     scores = json.loads((ROOT / "records" / "ablation.json").read_text(encoding="utf8"))["scores"]
-    lines = ["| technique | what it does | from | in recipes | taken from `best`, bpb |", "|---|---|---|---|---|"]
+    lines = ["| technique | what it does | from | in recipes | weights | taken from `best`, bpb |", "|---|---|---|---|---|---|"]
     for cls, path in technique_classes():
         does = (cls.__doc__ or "").strip().splitlines()[0]
         used = users(cls)
         worth = cost(cls.title, scores) if "`best`" in used else ""
         lines.append(f"| [{promise(path)[0]}]({path.relative_to(ROOT)}) | {does} | {source_link(cls.source)} | "
-                     f"{', '.join(used)} | {worth} |")
+                     f"{', '.join(used)} | {weights_of(cls)} | {worth} |")
     return "\n".join(lines)
 
 
