@@ -143,7 +143,7 @@ def differences(
 # %% ../../nbs/7_lab/side_by_side.ipynb #b0161776
 @call_parse
 def pgolf_runs(
-    where:Param("run folders, folders of runs, records; none = out and records", str, nargs="*")=(),
+    where:Param("run folders, folders of runs, records; none: out, records", str, nargs="*", opt=False)=(),
     version:VERSION=__version__,
 ):
     "List runs, best first. Example: pgolf_runs out records"
