@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SEED   ?= 1
 RECIPE ?= tiny
 
-.PHONY: help run try-me try test lab export outputs readme env
+.PHONY: help run try-me try test lab export outputs readme docs check-docs env
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -54,6 +54,14 @@ export: $(STAMP) ## after an edit: clean notebooks, export them to pgolf/, write
 
 outputs: $(STAMP) ## run the notebooks (NB=2_model: those of a wing) and store what they print now
 	OMP_NUM_THREADS=1 $(BIN)/python tools/check_outputs.py --fix $(if $(NB),nbs/$(NB))
+
+docs: $(STAMP)   ## the site, into _docs: notebooks, API, records; installs mkdocs first; three minutes
+	@$(BIN)/python -c 'import mkdocs, material, mkdocs_jupyter, latex2mathml' 2>/dev/null || $(BIN)/python -m pip install -q \
+	  --disable-pip-version-check -c constraints.txt $$(sed -n 's/^docs_requirements = //p' settings.ini)
+	$(BIN)/python tools/docs.py
+
+check-docs:      ## every page of _docs in Chromium, at desk and at phone width
+	$(BIN)/python tools/check_docs.py
 
 readme: $(STAMP) ## only README.md, from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

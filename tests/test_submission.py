@@ -439,7 +439,7 @@ def test_unfinished_and_foreign_runs_are_refused(three, run_of, tmp_path):
     assert "waives rules of the challenge (not causal)" in refused([changed(run, tmp_path, score_json=score | {"stamps": ["not causal"]})], out)
     assert "scored on another text" in refused([run, changed(three[1], tmp_path, score_json=json.loads((three[1] / "score.json").read_text()) | {"stream": "0"})], out)
     assert "was trained on words but scored on others" in refused([changed(run, tmp_path, score_json=score | {"dataset": "others"})], out)
-    assert "holds no object" in refused([changed(run, tmp_path, score_json=[])], out) and "has no val_bpb" in refused([changed(run, tmp_path, score_json={})], out)
+    assert "holds no object" in refused([changed(run, tmp_path, score_json=[])], out) and "lacks the field 'loss'" in refused([changed(run, tmp_path, score_json={})], out)
     assert "train.matrix.lr is 0.05" in refused([run_of("pr1536"), run_of("pr1536", muon_lr=0.05)], out)
     assert "no runs" in refused([], out)
     assert "two of the runs have seed 1" in refused([run, changed(run, tmp_path)], out)
@@ -453,11 +453,11 @@ def test_a_hand_written_audit_and_a_divided_score_are_not_believed(three, tmp_pa
     assert "but the losses in positions.npz give" in refused([changed(run, tmp_path, score_json=score | {"bytes": 2 * score["bytes"]})], out)
     assert "has no positions.npz" in refused([changed(run, tmp_path, positions_npz=None)], out)
     for name, value in (("tokens", -1), ("val_bpb", float("nan")), ("bytes", float("inf")), ("val_loss", "1.0"), ("tokens", True), ("bytes", 1605.5)):
-        assert f"says that {name} is" in refused([changed(run, tmp_path, score_json=score | {name: value})], out)
-    assert "says that total is" in refused([changed(run, tmp_path, score_json=score | {"seconds": {"total": -3}})], out)
+        assert f"ScoreFacts.{name} is" in refused([changed(run, tmp_path, score_json=score | {name: value})], out)
+    assert "ScoreFacts.seconds is {'total': -3}" in refused([changed(run, tmp_path, score_json=score | {"seconds": {"total": -3}})], out)
     lines = (run / "train.jsonl").read_text().splitlines()
     ends = json.dumps(json.loads(lines[-1]) | {"seconds": -9.0})
-    assert "says that seconds is -9.0" in refused([changed(run, tmp_path, train_jsonl="\n".join([*lines[:-1], ends]) + "\n")], out)
+    assert "End.seconds is -9.0" in refused([changed(run, tmp_path, train_jsonl="\n".join([*lines[:-1], ends]) + "\n")], out)
     good = {"sha256": read_finished(run).sha256, "claimed_bpb": score["val_bpb"], "ok": True, "failed": [],
             "findings": [{"rule": "causal", "verdict": "pass", "evidence": "trust me"}]}
     (tmp_path / "alone").mkdir()

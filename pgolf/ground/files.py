@@ -13,8 +13,6 @@ import os
 import secrets
 from pathlib import Path
 
-import torch
-
 # %% ../../nbs/0_ground/files.ipynb #ff6aa900
 STATE_MAGIC = b"pgolf state 1\n"
 
@@ -74,6 +72,7 @@ def save_state(
     state:dict,    # tensors, numbers, strings, and lists and dicts of them
 )->None:
     "A state with its checksum; FileError on a full disk or a read-only folder"
+    import torch # here: who reads only JSON does not wait for it
     torch.save(state, out := io.BytesIO())
     body = out.getvalue()
     try: write_atomic(path, STATE_MAGIC + hashlib.sha256(body).digest() + body)
@@ -87,10 +86,11 @@ def unwritable(path, e:OSError)->FileError:
 
 # %% ../../nbs/0_ground/files.ipynb #4dacd5f6
 def read_state(
-    path:str|Path,             # file from `save_state`
-    device:torch.device="cpu", # where its tensors go
+    path:str|Path, # file from `save_state`
+    device="cpu",  # where its tensors go
 )->dict:
     "A saved state; FileError when it is torn or not one of ours"
+    import torch
     try: raw = Path(path).read_bytes()
     except OSError as e: raise FileError(f"{path} cannot be read ({e.strerror or e})") from e
     at = len(STATE_MAGIC)

@@ -9,6 +9,7 @@ __all__ = ['VERSION', 'in_a_sentence', 'pgolf_data', 'pgolf_train', 'pgolf_score
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +27,7 @@ VERSION = Param("print the version and stop", action="version") # an option of e
 def in_a_sentence(
     name:str,     # of the command
     status:int=1, # where something goes wrong
-    also:tuple=(),# more kinds of errors that are told in a sentence
+    also:Callable=tuple, # gives more kinds of errors to tell so
 ):
     "What goes wrong in the block is one sentence on stderr, and a status; 130 for an interrupt"
     try:
@@ -35,7 +36,7 @@ def in_a_sentence(
         sys.stdout.flush()
     except BrokenPipeError: # whoever reads us, as `| head -1`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, CommandError, *also) as e:
+    except (ValueError, OSError, CommandError) as e:
         print(f"{name}: {e}", file=sys.stderr)
         sys.exit(status)
     except ModuleNotFoundError as e:
@@ -44,13 +45,15 @@ def in_a_sentence(
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    except also() as e: # last, because to know these kinds may load torch
+        print(f"{name}: {e}", file=sys.stderr)
+        sys.exit(status)
 
 # %% ../../nbs/7_lab/commands.ipynb #a9c686c4
 def make_dataset(source:str, root:Path, vocab:int, shards:int, place:dict, **asked):
     "The dataset that a word means"
-    from pgolf.text.hub import download_dataset
-    from pgolf.text.sources import local_dataset
     if source == "embedded" or Path(source).exists():
+        from pgolf.text.sources import local_dataset
         return local_dataset(source, root, vocab or None, progress=True, **asked)
     if not re.fullmatch(r"(fineweb\w*_)?(sp|byte)\d+\w*|caseops", source):
         raise ConfigError(f"{source} is no folder or file, and no variant like sp1024: "
@@ -61,6 +64,7 @@ def make_dataset(source:str, root:Path, vocab:int, shards:int, place:dict, **ask
     if shards < 1:
         raise ConfigError(f"--shards {shards}: ask for 1 training shard or more; "
                           "80 are what the records train on")
+    from pgolf.text.hub import download_dataset
     return download_dataset(source, root, shards, name=asked["name"], progress=True, **place)
 
 # %% ../../nbs/7_lab/commands.ipynb #fdb9cee6
@@ -79,12 +83,12 @@ def pgolf_data(
 ):
     "Build a dataset from text, or download the challenge's shards. Example: pgolf_data texts/ --vocab 2048"
     with in_a_sentence("pgolf_data"):
-        from pgolf.text.evidence import model_name
         asked = dict(name=name, transform=transform, tokenizer=tokenizer)
         repo = repo or os.environ.get("MATCHED_FINEWEB_REPO_ID", "")
         root_prefix = root_prefix or os.environ.get("MATCHED_FINEWEB_REMOTE_ROOT_PREFIX", "")
         place = dict(repo=repo or None, prefix=root_prefix or None)
         made = make_dataset(source, Path(root), vocab, shards, place, **asked)
+        from pgolf.text.evidence import model_name
         counts = f"{len(made.train)} training and {len(made.val)} validation shards"
         kept = ", bytes of the original in a sidecar" if made.sidecar else ""
         print(f"{made.train[0].parent}: {made.vocab:,} pieces, {counts}{kept}")
@@ -135,9 +139,13 @@ def pgolf_train(
 ):
     "Train a recipe and pack it into RUN/model.pgolf. Example: pgolf_train pr1696 --scale cpu --set layers=4"
     with in_a_sentence("pgolf_train"):
-        from pgolf.lab.parameters import parse_overrides
+        from pgolf.lab.parameters import DEFAULTS, check_run, parse_overrides
+        from pgolf.recipes.words import known_recipe, known_scale
         changes = parse_overrides(set)
         asked = dict(recipe=recipe, scale=scale, seed=seed, steps=steps, nproc=nproc, overrides=changes)
+        check_run({**DEFAULTS, **asked}) # a slip is told before torch is loaded
+        known_recipe(recipe)
+        known_scale(scale)
         if dry: sys.exit(forecast(asked))
         train_and_pack(asked, data, out, other_code)
 
@@ -150,10 +158,10 @@ def score_lines(name:str, bpb:float, loss:float, tokens:int, nbytes:int)->Table:
 # %% ../../nbs/7_lab/commands.ipynb #c0489b1b
 def score_file(path:Path, data:str)->Table:
     "Score a single artifact in this process"
-    from pgolf.recipes.phases import score_artifact
-    from pgolf.text.data import open_dataset
     if not data:
         raise ConfigError(f"{path} does not say on which text to score it: give --data, a dataset folder")
+    from pgolf.recipes.phases import score_artifact
+    from pgolf.text.data import open_dataset
     score = score_artifact(path.read_bytes(), open_dataset(data))
     return score_lines(path.name, score.bpb, score.loss, score.tokens, score.bytes)
 
@@ -170,12 +178,14 @@ def data_of(folder:Path, own:str, asked:str)->str:
 # %% ../../nbs/7_lab/commands.ipynb #a2cae540
 def score_folder(folder:Path, data:str, nproc:int)->Table:
     "Score a run folder, on several processes where asked"
-    from pgolf.ground.files import read_json
-    from pgolf.lab.conduct import conduct, finish
-    from pgolf.recipes.run import Run, identity_of
-    from pgolf.text.data import open_dataset
     if nproc < 1:
         raise ConfigError(f"--nproc must be at least 1, not {nproc}")
+    if not (folder/"recipe.json").is_file():
+        raise ConfigError(f"{folder/'recipe.json'} does not exist: {folder} is no run folder")
+    from pgolf.lab.conduct import conduct, finish
+    from pgolf.lab.run_record import read_score
+    from pgolf.recipes.run import Run, identity_of
+    from pgolf.text.data import open_dataset
     run = Run(folder)
     recipe = run.recipe
     own = run.facts.get("settings", {}).get("data", "")
@@ -184,7 +194,7 @@ def score_folder(folder:Path, data:str, nproc:int)->Table:
         run.note(settings=identity_of(recipe, open_dataset(data, recipe.model.vocab)))
     conduct(run, "score", nproc)
     finish(run)
-    score = read_json(folder/"score.json")
+    score = read_score(folder)
     return score_lines(recipe.name, score["val_bpb"], score["val_loss"], score["tokens"], score["bytes"])
 
 # %% ../../nbs/7_lab/commands.ipynb #7e1e754f

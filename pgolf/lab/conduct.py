@@ -8,10 +8,10 @@ __all__ = ['conduct', 'finish']
 # %% ../../nbs/7_lab/conduct.ipynb #f7a63195
 from collections.abc import Callable
 
-from ..ground.files import read_json, sha256_file
+from ..ground.files import sha256_file
 from .launch import CommandError, run_command, torchrun
 from ..recipes.run import Run
-from ..train.run_log import read_log
+from .run_record import read_events, read_score
 
 # %% ../../nbs/7_lab/conduct.ipynb #e8310aee
 def conduct(
@@ -40,9 +40,9 @@ def finish(
     **more,  # facts for its record
 )->dict:     # the result
     "Note what a run has found, and on what it ran"
-    score = read_json(run.folder/"score.json")
+    score = read_score(run.folder)
     artifact = run.folder/"model.pgolf"
-    start = [e for e in read_log(run.folder/"train.jsonl") if e["event"] == "start"][-1:]
+    start = read_events(run.folder, "start")[-1:]
     machine = {k: start[0][k] for k in ("commit", "versions", "hardware") if start and k in start[0]}
     result = {k: score[k] for k in ("val_bpb", "tokens", "bytes")}
     result |= {"artifact_bytes": artifact.stat().st_size, "artifact_sha256": sha256_file(artifact)}

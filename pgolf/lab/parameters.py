@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 
 from ..ground.settings import no_such
-from ..recipes.recipes import Recipe, faithful, get
 
 # %% ../../nbs/7_lab/parameters.ipynb #4da04525
 class Refusal(ValueError):
@@ -164,8 +163,9 @@ DEFAULTS = dict(recipe="tiny", seed=1, scale="full", steps=0, minutes=0.0, overr
 
 def asked_recipe(
     parameters:Mapping, # of one run; others have the record notebook's defaults
-)->Recipe:
+): # Recipe
     "The recipe that the record notebook makes of its parameters"
+    from pgolf.recipes.recipes import faithful, get # what was typed is read before torch is loaded
     p = {**DEFAULTS, **parameters}
     make = faithful if p["study"] else get
     return make(p["recipe"], p["scale"], **recipe_changes(p))

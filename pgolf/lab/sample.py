@@ -42,18 +42,18 @@ def load_voice(
     data:str="",      # dataset folder; empty = the one that the run was trained on
 )->Voice:
     "A model out of its file, and its tokenizer"
-    from pgolf.lab.run_record import read_run
+    path = Path(subject)
+    path = path/"model.pgolf" if path.is_dir() else path
+    if not path.is_file(): raise ConfigError(f"{path} does not exist: name a run folder that is packed")
+    from pgolf.lab.run_record import read_run # from here on torch is needed
+    data = data or read_run(path.parent).get("settings", {}).get("data", "")
+    if not data: raise ConfigError(f"{path} does not name its tokenizer: give --data, a dataset folder")
     from pgolf.pack.ledger import inspect
     from pgolf.pack.reading import unpack
     from pgolf.score.cuts import EvalConfig
     from pgolf.score.wrap import predictors_in
     from pgolf.text.dataset import open_dataset
     from pgolf.text.tokenizer import load_tokenizer
-    path = Path(subject)
-    path = path/"model.pgolf" if path.is_dir() else path
-    if not path.is_file(): raise ConfigError(f"{path} does not exist: name a run folder that is packed")
-    data = data or read_run(path.parent).get("settings", {}).get("data", "")
-    if not data: raise ConfigError(f"{path} does not name its tokenizer: give --data, a dataset folder")
     packed = path.read_bytes()
     model = unpack(packed).eval()
     sp = load_tokenizer(open_dataset(data, model.cfg.vocab).tokenizer)

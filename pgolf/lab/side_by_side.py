@@ -19,10 +19,16 @@ from .commands import VERSION, in_a_sentence
 from .tables import Table
 
 # %% ../../nbs/7_lab/side_by_side.ipynb #fb9de43b
-def read_facts(path:Path, **default)->dict:
+def read_facts(
+    path:Path,
+    kind:str,   # name of the `Record` that says what is in it
+    **default,  # as for `read_record`
+)->dict:
     "A JSON file of a run or record; the import waits, so that `--help` answers at once"
-    from pgolf.ground.files import read_json
-    return read_json(path, "put a whole one in its place, or leave it out", **default)
+    import pgolf.lab.run_record as records
+    from pgolf.ground.records import read_record
+    remedy = "put a whole one in its place, or leave it out"
+    return read_record(path, getattr(records, kind), remedy, **default)
 
 # %% ../../nbs/7_lab/side_by_side.ipynb #6be8e8ec
 def verdict_of(
@@ -30,7 +36,7 @@ def verdict_of(
     digest:str, # sha256 of the artifact that the result is of
 )->str:         # believed, BROKEN: rules, not decided; "" = not audited
     "What the referee said of a run"
-    audit = read_facts(folder/"audit.json", default={})
+    audit = read_facts(folder/"audit.json", "AuditFacts", default={})
     if not audit or audit.get("sha256") != digest: return ""
     if audit["failed"]: return f"BROKEN: {', '.join(audit['failed'])}"
     return "believed" if audit["proved"] else "not decided"
@@ -40,7 +46,7 @@ def run_row(
     folder:Path,
 )->dict: # name, recipe, seed, val_bpb, artifact_bytes, seconds of training, code, verdict
     "A run folder in a line; what it has not found yet is None"
-    facts = read_facts(folder/"run.json")
+    facts = read_facts(folder/"run.json", "RunFacts")
     asked, found = facts.get("parameters", {}), facts.get("result", {})
     settings = facts.get("settings", {})
     scale = asked.get("scale", "full")
@@ -57,16 +63,17 @@ def record_rows(
     path:Path, # of a study, from `write_study`
 )->Iterator[dict]: # as of `run_row`
     "The runs that a record tells of; their folders may be gone"
-    record = read_facts(path)
+    record = read_facts(path, "StudyFacts")
     asked = record.get("parameters", {})
     commits = record.get("made_with", {}).get("commit", [""])
     for name, run in record.get("runs", {}).items():
         seed = re.search(r"seed\W?(\d+)", name)
         recipe = asked.get("recipe", name.split("-")[0])
-        yield {"run": f"{path}: {name}", "recipe": f"{recipe}, {asked['scale']}".removesuffix(", full"),
-               "seed": int(seed[1]) if seed else None, "val_bpb": run["val_bpb"],
-               "artifact_bytes": run["artifact_bytes"], "train_seconds": run["train_seconds"],
-               "code": commits[0][:16] if len(commits) == 1 else "", "verdict": ""}
+        scale = asked.get("scale", "full")
+        yield {"run": f"{path}: {name}", "recipe": f"{recipe}, {scale}".removesuffix(", full"),
+               "seed": int(seed[1]) if seed else None, "val_bpb": run.get("val_bpb"),
+               "artifact_bytes": run.get("artifact_bytes"), "train_seconds": run.get("train_seconds"),
+               "code": (commits[0] or "")[:16] if len(commits) == 1 else "", "verdict": ""}
 
 # %% ../../nbs/7_lab/side_by_side.ipynb #0405f336
 def all_rows(
@@ -116,7 +123,7 @@ def settings_of(
     folder:Path,
 )->dict: # dotted name -> value
     "What decides a run's result, and on what it ran"
-    facts = read_facts(folder/"run.json")
+    facts = read_facts(folder/"run.json", "RunFacts")
     settings = facts.get("settings", {})
     recipe = {k: v for k, v in settings.get("recipe", {}).items() if k not in QUIET}
     ran = {"code": settings.get("code"), "data": settings.get("content"), "hardware": facts.get("hardware")}
@@ -136,7 +143,7 @@ def differences(
 # %% ../../nbs/7_lab/side_by_side.ipynb #b0161776
 @call_parse
 def pgolf_runs(
-    where:Param("run folders, folders of runs, records; none = out and records", str, nargs="*")=(),
+    where:Param("run folders, folders of runs, records; none: out, records", str, nargs="*", opt=False)=(),
     version:VERSION=__version__,
 ):
     "List runs, best first. Example: pgolf_runs out records"

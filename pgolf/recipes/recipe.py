@@ -14,6 +14,7 @@ from ..model.config import GPTConfig
 from ..model.part import brought_down
 from ..pack.plan import Plan
 from .overrides import override_settings
+from .words import known_scale
 from ..score.cuts import EvalConfig
 from ..score.wrap import Predictor, in_turn
 from ..train.config import TrainConfig
@@ -87,8 +88,7 @@ def scaled(
     scale:str, # one of SCALES
 )->Recipe:
     "A recipe at another size, every feature of it still on"
-    if scale not in SCALES:
-        raise ConfigError(f"there is no scale {scale!r}: the scales are {', '.join(SCALES)}")
+    known_scale(scale)
     s = SCALES[scale]
     if s is None: return override_settings(recipe, recipe.under_clock)
     model, cut = recipe.model.shrink(s), recipe.eval.shrink(s)

@@ -6,8 +6,6 @@
 __all__ = ['RECIPES', 'FAITHFUL', 'names', 'get', 'faithful']
 
 # %% ../../nbs/6_recipes/recipes.ipynb #b432278b
-import difflib
-
 from ..ground.settings import ConfigError
 from ..model.attention_residuals import AttentionResiduals
 from ..model.bigram_hash import BigramHash
@@ -28,6 +26,7 @@ from ..pack.streams import Lzma, Zstd
 from .frontier import FRONTIER, FRONTIER_AS_RUN
 from .recipe import Recipe, override, scaled
 from .stack import LOOPED, PRICED, SDCLIP, SP1024, SP8192, SP8192_MUON, SP8192_TRAIN
+from .words import known_recipe
 from ..score.adapt_first import AdaptFirst
 from ..score.cuts import EvalConfig
 from ..score.hashed_ngram import HashedNgram
@@ -152,10 +151,7 @@ def get(
     **overrides, # layers=4, steps=50, eval__stride=32; or ttt=None
 )->Recipe:
     "A recipe, with changes; ConfigError says what is unknown and what it may have meant"
-    if name not in RECIPES:
-        near = difflib.get_close_matches(str(name), RECIPES, 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"there is no recipe {name!r}{meant} The recipes are {', '.join(RECIPES)}")
+    known_recipe(name)
     return override(scaled(RECIPES[name](), scale), overrides)
 
 # %% ../../nbs/6_recipes/recipes.ipynb #a08e9a61

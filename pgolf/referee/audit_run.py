@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from ..lab.run_record import read_run
+from ..lab.run_record import read_run, read_score
 from ..recipes.phases import read_recipe, run_recipe
 from ..recipes.recipes import Recipe
 from .audit_artifact import audit_artifact
@@ -32,11 +32,9 @@ def run_claim(
     run:Path,
 )->dict|None:
     "The score of a run folder, its losses included; ValueError where it is damaged"
-    score, positions = run/"score.json", run/"positions.npz"
-    if not score.is_file(): return None
-    try: claim = sound_claim(json.loads(score.read_text()))
-    except ValueError as fault:
-        raise ValueError(f"{score} is damaged ({fault}): score the run again with pgolf_score") from None
+    positions = run/"positions.npz"
+    if not (run/"score.json").is_file(): return None
+    claim = read_score(run)
     if not positions.is_file():
         raise ValueError(f"{run} has a score.json but no positions.npz, the losses it is made of: "
                          "score the run again with pgolf_score")

@@ -8,10 +8,9 @@ __all__ = ['CLOCK', 'check_clock', 'check_training_clock', 'check_evaluation_clo
 # %% ../../nbs/9_referee/clocks.ipynb #33b81603
 from pathlib import Path
 
-from ..lab.run_record import read_run
+from ..lab.run_record import read_events, read_run
 from ..recipes.recipes import Recipe
 from .rule import Outcome, failed, not_applicable, passed, rule, skipped
-from ..train.run_log import read_log
 
 # %% ../../nbs/9_referee/clocks.ipynb #d933ac61
 CLOCK = 600.0 # seconds
@@ -51,8 +50,7 @@ def run_clocks(
     claim:dict|None,
 )->dict: # training, evaluation: phase -> seconds; hardware, ranks
     "Both clocks, from what the run wrote down"
-    log = read_log(run/"train.jsonl") if (run/"train.jsonl").is_file() else []
-    start, end = ([e for e in log if e.get("event") == kind] for kind in ("start", "end"))
+    start, end = read_events(run, "start"), read_events(run, "end")
     noted = read_run(run).get("seconds") or {}
     training = {"training": end[-1].get("seconds") if end else None}
     if recipe.quant.reads_training_data(): training["packing, which reads training data"] = noted.get("pack")

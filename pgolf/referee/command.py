@@ -12,16 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..lab.commands import in_a_sentence
-from ..lab.run_record import read_run
-from ..pack.ledger import inspect
-from ..recipes.phases import prepare_data, read_recipe
-from ..recipes.recipes import faithful, get, names
-from .audit_artifact import audit_artifact
-from .audit_folder import artifact_in, audit_folder, shipped_parts
-from .audit_run import audit_recipe, audit_run
-from .report import AuditReport
-from ..text.data import Dataset, open_dataset
-from ..train.stopping import TrainError
+from ..recipes.words import known_scale, recipe_names
 
 # %% ../../nbs/9_referee/command.ipynb #6861c2b9
 DESCRIPTION = """Audit an artifact, a run folder, a submission folder or a recipe: a table on the terminal,
@@ -55,28 +46,37 @@ def audit_parser()->argparse.ArgumentParser:
 # %% ../../nbs/9_referee/command.ipynb #67e0c7ff
 def named_by(run:Path)->str: # folder; "" = none
     "The dataset that a run's own record names"
+    from pgolf.lab.run_record import read_run
     return (read_run(run).get("settings") or {}).get("data", "")
 
 def dataset_for(
     vocab:int,
     data:str,        # folder; "" = look
     run:Path|None,   # whose record may name it
-)->Dataset:
+):                   # Dataset
     "The dataset that a subject is scored on"
+    from pgolf.recipes.phases import prepare_data
+    from pgolf.recipes.recipes import get
+    from pgolf.text.data import open_dataset
     known = data or (named_by(run) if run else "")
     if known: return open_dataset(known, vocab)
     return prepare_data(get("tiny", vocab=vocab), progress=sys.stderr.isatty())
 
 def _vocab_of(data:bytes)->int:
     "Pieces that an artifact predicts"
+    from pgolf.pack.ledger import inspect
     return inspect(data)["model"]["vocab"]
 
 # %% ../../nbs/9_referee/command.ipynb #525333bd
 def audit_path(
     path:Path,
     a:argparse.Namespace, # from `audit_parser`
-)->tuple[AuditReport,Path]: # and where its JSON goes
+)->tuple: # AuditReport, and where its JSON goes
     "A file or a folder"
+    from pgolf.recipes.phases import read_recipe
+    from pgolf.referee.audit_artifact import audit_artifact
+    from pgolf.referee.audit_folder import artifact_in, audit_folder, shipped_parts
+    from pgolf.referee.audit_run import audit_run
     if path.is_file():
         dataset = dataset_for(_vocab_of(path.read_bytes()), a.data, None)
         report = audit_artifact(path, dataset, None, None, a.thorough, seed=a.seed)
@@ -93,24 +93,32 @@ def audit_path(
 
 def audit_subject(
     a:argparse.Namespace, # from `audit_parser`
-)->tuple[AuditReport,Path]: # and where its JSON goes
-    "Tell what the path is, and audit it"
+)->tuple: # AuditReport, and where its JSON goes
+    "Tell what the path is, and audit it; what is no subject is refused before torch is loaded"
     path = Path(a.path)
     if path.exists(): return audit_path(path, a)
-    if a.path not in names():
-        raise ValueError(f"{a.path} is no file, no folder and no recipe ({', '.join(names())})")
+    if a.path not in recipe_names():
+        raise ValueError(f"{a.path} is no file, no folder and no recipe ({', '.join(recipe_names())})")
+    known_scale(a.scale)
+    from pgolf.recipes.recipes import faithful, get
+    from pgolf.referee.audit_run import audit_recipe
     recipe = (faithful if a.faithful else get)(a.path, a.scale)
     dataset = dataset_for(recipe.model.vocab, a.data, None)
     return audit_recipe(recipe, dataset, None, a.thorough, seed=a.seed), Path(f"{a.path}.audit.json")
 
 # %% ../../nbs/9_referee/command.ipynb #8e216319
+def _training_errors()->tuple:
+    "What may go wrong while a recipe is trained for its audit"
+    from pgolf.train.stopping import TrainError
+    return (TrainError,)
+
 def audit_main(
     argv:list|None=None, # words; None = of the command line
 )->int:                  # exit status
     "`pgolf_audit`: 0 = no rule is broken, 1 = one is, 2 = nothing was audited"
     a = audit_parser().parse_args(argv)
     try:
-        with in_a_sentence("pgolf_audit", 2, (TrainError,)):
+        with in_a_sentence("pgolf_audit", 2, _training_errors):
             report, beside = audit_subject(a)
             report.save(a.json or beside)
             sys.stdout.write(f"{report}\n")

@@ -9,14 +9,13 @@ __all__ = ['pgolf_submit']
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastcore.script import Param, call_parse
 
 from .. import __version__
+from ..ground.settings import ConfigError
 from ..lab.commands import VERSION, in_a_sentence
-from .alone import LIMIT_BYTES
-from .finished import SubmissionError
-from .folder import Entry, make_entry
 
 # %% ../../nbs/8_submit/command.ipynb #8a288efa
 def dropped_seeds(
@@ -25,10 +24,16 @@ def dropped_seeds(
     "Reads --drop"
     for word in words:
         if not re.fullmatch(r"\d+=.*\S.*", word):
-            raise SubmissionError(f"--drop {word}: write SEED=REASON, a number and why it does not count")
+            raise ConfigError(f"--drop {word}: write SEED=REASON, a number and why it does not count")
     out = {int(word.partition("=")[0]): word.partition("=")[2] for word in words}
-    if len(out) < len(words): raise SubmissionError("--drop names a seed twice: one reason is enough")
+    if len(out) < len(words): raise ConfigError("--drop names a seed twice: one reason is enough")
     return out
+
+# %% ../../nbs/8_submit/command.ipynb #cea5580f
+def must_be_run(folder:Path)->None:
+    "ConfigError where a folder holds no run"
+    if (folder/"recipe.json").is_file(): return
+    raise ConfigError(f"{folder} has no recipe.json: it is no run folder; finish the run first")
 
 # %% ../../nbs/8_submit/command.ipynb #c6943c3c
 def told_now(line:str)->None:
@@ -39,11 +44,12 @@ def told_now(line:str)->None:
 def told(
     about:dict,   # submission.json
     out:str,      # the folder
-    entry:Entry,
+    entry,        # Entry
     proof:bool,
     audit:bool,
 )->list[str]:
     "The lines that the command prints"
+    from pgolf.submit.alone import LIMIT_BYTES
     left_out = [f"seed {seed} left out: {reason}" for seed, reason in entry.drop.items()]
     notes = [] if entry.author else ["note: submission.json names no author: give --author and --github_id"]
     if not audit: notes.append("note: the README says that no seed was audited: --audit asks the referee")
@@ -75,8 +81,11 @@ def pgolf_submit(
 ):
     "Make the folder that is handed in. Example: pgolf_submit out/pr1536-seed* --out entry --prove"
     with in_a_sentence("pgolf_submit"):
-        if not out: raise SubmissionError("name the folder to make: --out entry")
-        entry = Entry(author, github_id, name, minify, pack, dropped_seeds(drop or []))
+        if not out: raise ConfigError("name the folder to make: --out entry")
+        dropped = dropped_seeds(drop or [])
+        for run in runs: must_be_run(Path(run))
+        from pgolf.submit.folder import Entry, make_entry # from here on torch is needed
+        entry = Entry(author, github_id, name, minify, pack, dropped)
         if prove: told_now("the script runs alone:")
         about = make_entry(runs, out, entry, prove, audit, data, told_now)
         print("\n".join(told(about, out, entry, prove, audit)))

@@ -17,8 +17,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..ground.files import FileError, read_json, read_state
-from ..lab.run_record import read_events, read_run
+from ..ground.files import FileError, read_state
+from ..lab.run_record import read_events, read_run, read_score
 from ..pack.ledger import inspect
 from ..recipes.phases import read_recipe
 from ..recipes.recipes import Recipe
@@ -67,26 +67,22 @@ def corpus_of(folder:Path)->str: # "" = not known
     return re.sub(r"_sp\d+$", "", shards)
 
 # %% ../../nbs/8_submit/finished.ipynb #2f370431
-_SCORED = {"val_bpb": float, "val_loss": float, "tokens": int, "bytes": int}
-
-def is_sound(name:str, value)->bool:
-    "Is a value a number that this fact can be?"
-    kinds = (int,) if _SCORED.get(name) is int else (int, float)
-    return type(value) in kinds and math.isfinite(value) and value >= 0
+# facts that a submission's pages show
+_SCORED = ("val_bpb", "val_loss", "tokens", "bytes", "stream", "seconds")
+_START = ("hardware", "device", "ranks", "attention", "parameters", "commit", "time", "versions")
+_STEP = ("step", "loss", "lr", "tokens_per_s", "seconds")
+_END = ("step", "seconds", "reason", "averaging")
 
 # %% ../../nbs/8_submit/finished.ipynb #f2f2a4e9
-def check_numbers(
+def check_there(
     facts:Mapping,       # of a file
     names:Sequence[str], # of those that must be there
     where:str,           # the file
     remedy:str,          # what to do
 )->None:
-    "SubmissionError for a number that is missing, negative, or none"
-    for name in names:
-        if name not in facts: raise SubmissionError(f"{where} has no {name}: {remedy}")
-        if is_sound(name, facts[name]): continue
-        said = f"{where} says that {name} is {facts[name]!r}"
-        raise SubmissionError(f"{said}: it must be a number from 0 up; {remedy}")
+    "SubmissionError for a fact that is missing"
+    lacking = [name for name in names if name not in facts]
+    if lacking: raise SubmissionError(f"{where} has no {lacking[0]}: {remedy}")
 
 # %% ../../nbs/8_submit/finished.ipynb #83f2a663
 def read_positions(
@@ -130,9 +126,8 @@ def check_score(
 )->None:
     "SubmissionError unless a score says what its parts add up to"
     where, remedy = f"{folder}/score.json", "score it again"
-    check_numbers(score, list(_SCORED), where, remedy)
-    check_numbers(score.get("seconds") or {}, ("total",), f"{where}, seconds,", remedy)
-    if "stream" not in score: raise SubmissionError(f"{where} has no stream: {remedy}")
+    check_there(score, _SCORED, where, remedy)
+    check_there(score["seconds"], ("total",), f"{where}, seconds,", remedy)
     nats, nbytes = read_positions(folder)
     check_positions(folder, nats, nbytes)
     for name, value in recomputed(nats, nbytes).items():
@@ -175,10 +170,11 @@ def trained_by(
     if not (start and end) or not read_run(folder).get("finished", True):
         raise SubmissionError(f"{folder} is not finished: run the same command again, "
                               "it goes on where it stopped")
-    where, remedy = f"the last record of {folder}/train.jsonl", "train it again"
-    check_numbers(end[-1], ("step", "seconds"), where, remedy)
-    if lack := [k for k in ("reason", "averaging") if k not in end[-1]]:
-        raise SubmissionError(f"{where} has no {lack[0]}: {remedy}")
+    log, remedy = f"{folder}/train.jsonl", "train it again"
+    check_there(start[0], _START, f"the first record of {log}", remedy)
+    check_there(start[0]["versions"], ("python", "torch", "numpy"), f"the first record of {log}", remedy)
+    for step in read_events(folder, "step"): check_there(step, _STEP, f"a step of {log}", remedy)
+    check_there(end[-1], _END, f"the last record of {log}", remedy)
     return start[0], end[-1]
 
 # %% ../../nbs/8_submit/finished.ipynb #88a3ad20
@@ -188,7 +184,7 @@ def read_finished(
     "A run that is over; SubmissionError when something is missing, waived, untrue or does not belong"
     folder = Path(folder)
     check_files(folder)
-    recipe, score = read_recipe(folder), read_json(folder/"score.json", "score it again")
+    recipe, score = read_recipe(folder), read_score(folder)
     start, end = trained_by(folder)
     data = (folder/"model.pgolf").read_bytes()
     check_stamps(folder, score.get("stamps", ()), inspect(data)["meta"].get("stamps", ()), recipe.study)

@@ -11,15 +11,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..ground.files import unwritable, write_atomic
+from ..ground.files import FileError, unwritable, write_atomic
 
 # %% ../../nbs/3_train/run_log.ipynb #1f5c98af
 def read_log(
     path:Path, # train.jsonl
 )->list:       # records
-    "Records of a log; a last line that a kill tore off is left out"
-    lines = Path(path).read_text().splitlines(keepends=True) if Path(path).exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    "Records of a log; a last line that a kill tore off is left out. FileError names a line that is no record"
+    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
+    whole = [line for line in lines if line.endswith(b"}\n")]
+    return [_record(line, f"{path}, line {n},") for n, line in enumerate(whole, 1)]
+
+def _record(line:bytes, where:str)->dict:
+    "One record: an object that names its event, and has a number where it has a step"
+    try: found = json.loads(line)
+    except (ValueError, RecursionError): found = None
+    told = isinstance(found, dict) and type(found.get("event")) is str
+    if not told or type(found.get("step", 0)) is not int:
+        raise FileError(f"{where} is no record of a training: take the line out, or train again")
+    return found
 
 # %% ../../nbs/3_train/run_log.ipynb #8dcca2f7
 class RunLog:

@@ -1,0 +1,162 @@
+"""Every file of a run, changed in every way: the commands that read it end with a status and one sentence, never with a traceback.
+
+PGOLF_MUTATIONS=1000 tries that many changes of each file instead of the few that a test has time for."""
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SMALL = "vocab=320 dim=32 heads=2 kv_heads=1 layers=2 batch_tokens=1024 seq_len=64 eval.seq_len=64 eval.stride=32"
+TRIES = int(os.environ.get("PGOLF_MUTATIONS", 25))
+STRANGE = [0, 1, -1, 2**31, 2**63, 2**70, 10**400, -10**30, 0.5, -0.5, 1e308, float("nan"), float("inf"), True, False, None, "", "x", "\x00", "\ud800",
+           "../../etc/passwd", "custom", "a" * 5000, [], {}, [[]], [None], ["x"], [1] * 50, {"a": {"b": {}}}, {"kind": "custom"}, {"kind": []}]
+TEXTS = [b"", b"null", b"[]", b"{}", b"3", b'"x"', b"[" * 200_000, b'{"a":' * 200_000, b"\xff\xfe\x00", b'{"a": ' + b"9" * 5000 + b"}", b"\x00" * 64]
+
+
+@pytest.fixture(scope="module")
+def whole(small_text, tmp_path_factory):
+    "A finished run and the submission made of it, side by side"
+    from pgolf.recipes.run import begin, Run
+    from pgolf.lab.conduct import finish
+    from pgolf.lab.parameters import asked_recipe, parse_overrides
+    from pgolf.recipes.phases import prepare_data
+    from pgolf.submit.folder import Entry, make_entry
+    home = tmp_path_factory.mktemp("whole")
+    asked = dict(recipe="tiny", scale="full", seed=1, steps=2, nproc=1, overrides=parse_overrides(SMALL))
+    recipe = asked_recipe(asked)
+    dataset, run = prepare_data(recipe, small_text, home / "data", progress=False), Run(home / "run")
+    begin(run, recipe, dataset, asked)
+    run.train("cpu", False)
+    run.pack(device="cpu")
+    run.score("cpu", False)
+    finish(run)
+    (run.folder / "audit.json").write_text(json.dumps({"ok": True, "proved": True, "failed": [], "sha256": run.result["artifact_sha256"]}))
+    make_entry([run.folder], home / "entry", Entry(), False, False, "", lambda line: None)
+    shutil.copy(run.folder / "model.pgolf", home / "entry")
+    return home
+
+
+@pytest.fixture(scope="module")
+def light():
+    "Work that begins once everything is read is left out, so that a thousand changes take a minute"
+    import pgolf.lab.conduct
+    import pgolf.recipes.run as run
+    import pgolf.referee.audit_folder
+    import pgolf.referee.audit_run
+    import pgolf.submit.folder
+    import pgolf.train.command
+    from pgolf.lab.launch import CommandError
+    def reached(*_, **__): raise ValueError("the work begins here")
+    def phase(own, name, *_):
+        if run.run_main([name, str(own.folder), "--device", "cpu"]): raise CommandError("")
+    with pytest.MonkeyPatch.context() as patch:
+        for room, name in ((run, "train"), (run, "pack_run"), (run, "score_run"), (pgolf.train.command, "train"),
+                           (pgolf.referee.audit_run, "audit_artifact"), (pgolf.referee.audit_folder, "audit_artifact")):
+            patch.setattr(room, name, reached)
+        patch.setattr(pgolf.lab.conduct, "conduct", phase)
+        patch.setattr(pgolf.submit.folder, "train_gpt_script", lambda *_: "pass")
+        yield
+
+
+PHASES = ("train", "pack", "score")
+READ_BY = {"run/run.json": (*PHASES, "pgolf_score", "pgolf_runs", "pgolf_compare", "pgolf_submit", "pgolf_audit"),
+           "run/recipe.json": (*PHASES, "train.command", "pgolf_score", "pgolf_submit", "pgolf_audit"),
+           "run/score.json": ("pgolf_submit", "pgolf_audit"), "run/audit.json": ("pgolf_runs", "pgolf_compare"),
+           "run/train.jsonl": ("pgolf_submit", "pgolf_audit"), "entry/submission.json": ("pgolf_audit of a folder",)}
+
+
+def readers(home):
+    "Commands that read files of a run, each a function without arguments"
+    from pgolf.lab.commands import pgolf_score
+    from pgolf.lab.side_by_side import pgolf_compare, pgolf_runs
+    from pgolf.recipes.run import run_main
+    from pgolf.referee.command import audit_main
+    from pgolf.submit.command import pgolf_submit
+    from pgolf.train.command import train_main
+    run = home / "run"
+    phases = {name: lambda name=name: run_main([name, str(run), "--device", "cpu"]) for name in PHASES}
+    return phases | {"train.command": lambda: train_main([str(run), "--data", str(home)]), "pgolf_score": lambda: pgolf_score(run),
+                     "pgolf_runs": lambda: pgolf_runs([str(home)]), "pgolf_compare": lambda: pgolf_compare([str(run), str(run)]),
+                     "pgolf_submit": lambda: pgolf_submit([str(run)], out=str(home / "made")), "pgolf_audit": lambda: audit_main([str(run)]),
+                     "pgolf_audit of a folder": lambda: audit_main([str(home / "entry")])}
+
+
+def late(*_): raise BaseException("it hangs")
+
+
+def status(call, capsys):
+    "Exit status of a command, after whatever it says was seen to be no traceback and one sentence"
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    try: code = call() or 0
+    except SystemExit as stop: code = stop.code
+    finally: signal.alarm(0)
+    said = capsys.readouterr()
+    assert code in (0, 1, 2) and "Traceback" not in said.err, said.err
+    if code and not said.out: assert said.err.strip() and len(said.err.strip()) < 2000, said.err[:500]
+    return code, said.err
+
+
+def places(node, path=()):
+    "Every place in a JSON value"
+    if path: yield path
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield from places(node[key], (*path, key))
+
+
+def changed(draw, plain):
+    "A JSON value with one place changed: another kind, another place's value, gone, or a fact that nobody knows"
+    every = sorted(places(plain), key=lambda path: (len(path), str(path)))
+    near = [path for path in every if len(path) <= draw(st.sampled_from([1, 2, 9]))]
+    *way, key = draw(st.sampled_from(near or every))
+    node = plain
+    for step in way: node = node[step]
+    what = draw(st.sampled_from(["strange", "strange", "strange", "other", "gone", "unknown"]))
+    if what == "gone": del node[key]
+    elif what == "unknown" and isinstance(node, dict): node["no_such_fact"] = draw(st.sampled_from(STRANGE))
+    elif what == "other":
+        value = plain
+        for step in draw(st.sampled_from(every)):
+            if not isinstance(value, (dict, list)) or value is node: break
+            value = value[step] if isinstance(value, list) or step in value else None
+        node[key] = json.loads(json.dumps(value))
+    else: node[key] = draw(st.sampled_from(STRANGE))
+    return plain
+
+
+def damaged(draw, data):
+    "The bytes of a JSON file, or of a log of JSON lines, with something wrong"
+    how = draw(st.sampled_from(["changed"] * 6 + ["cut", "text", "noise"]))
+    if how == "cut": return data[:draw(st.integers(0, len(data)))]
+    if how == "text": return draw(st.sampled_from(TEXTS))
+    if how == "noise": return draw(st.binary(max_size=200))
+    lines = data.decode().splitlines()
+    if len(lines) > 1 and lines[0].endswith("}"):
+        at = draw(st.integers(0, len(lines) - 1))
+        lines[at] = json.dumps(changed(draw, json.loads(lines[at])))
+        return "".join(line + "\n" for line in lines).encode()
+    return json.dumps(changed(draw, json.loads(data))).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", READ_BY)
+def test_a_damaged_file_is_a_status_and_a_sentence(whole, light, tmp_path_factory, capsys, monkeypatch, file):
+    home, before = tmp_path_factory.mktemp("try") / "home", (whole / file).read_bytes()
+    calls = [call for name, call in readers(home).items() if name in READ_BY[file]]
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+    @settings(max_examples=TRIES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def every(data):
+        new = damaged(data.draw, before)
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(whole, home, ignore=shutil.ignore_patterns("data"))
+        for call in calls:
+            (home / file).write_bytes(new)
+            shutil.rmtree(home / "made", ignore_errors=True)
+            status(call, capsys)
+    every()
