@@ -90,7 +90,8 @@ def _build_stub(path:Path)->None:
         source.write_text(_STUB)
         done = subprocess.run([compiler, *flags, str(source), "-o", str(part), *include, *link],
                               capture_output=True, text=True)
-        if done.returncode: raise NoFakeGPU(f"the stub does not compile: {done.stderr.strip().splitlines()[-1]}")
+        if done.returncode:
+            raise NoFakeGPU(f"the stub does not compile: {done.stderr.strip().splitlines()[-1]}")
         part.replace(path)
 
 # %% ../../nbs/7_lab/fake_cuda.ipynb #2b86de04
