@@ -145,7 +145,8 @@ def packed_predictor(
     ways = predictors_in(recipe)
     study = [way.kind for way in ways if way.illegal]
     if study: require_consent("this artifact", accept_illegal, f"is to be scored with {', '.join(study)}")
-    return build_predictor(model, ways, ids), from_plain(EvalConfig, recipe["eval"])
+    quick = recipe.get("compute") == "auto"
+    return build_predictor(model, ways, ids, quick=quick), from_plain(EvalConfig, recipe["eval"])
 
 # %% ../../nbs/6_recipes/phases.ipynb #1162fad1
 def score_artifact(
