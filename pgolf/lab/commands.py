@@ -156,13 +156,13 @@ def score_lines(name:str, bpb:float, loss:float, tokens:int, nbytes:int)->Table:
     return Table(rows, head=["score", name])
 
 # %% ../../nbs/7_lab/commands.ipynb #c0489b1b
-def score_file(path:Path, data:str)->Table:
+def score_file(path:Path, data:str, any_work:bool)->Table:
     "Score a single artifact in this process"
     if not data:
         raise ConfigError(f"{path} does not say on which text to score it: give --data, a dataset folder")
     from pgolf.recipes.phases import score_artifact
     from pgolf.text.data import open_dataset
-    score = score_artifact(path.read_bytes(), open_dataset(data))
+    score = score_artifact(path.read_bytes(), open_dataset(data), any_work=any_work)
     return score_lines(path.name, score.bpb, score.loss, score.tokens, score.bytes)
 
 # %% ../../nbs/7_lab/commands.ipynb #9805ac4e
@@ -176,7 +176,7 @@ def data_of(folder:Path, own:str, asked:str)->str:
     return asked or own
 
 # %% ../../nbs/7_lab/commands.ipynb #a2cae540
-def score_folder(folder:Path, data:str, nproc:int)->Table:
+def score_folder(folder:Path, data:str, nproc:int, any_work:bool)->Table:
     "Score a run folder, on several processes where asked"
     if nproc < 1:
         raise ConfigError(f"--nproc must be at least 1, not {nproc}")
@@ -192,7 +192,7 @@ def score_folder(folder:Path, data:str, nproc:int)->Table:
     data = data_of(folder, own, data)
     if not own:
         run.note(settings=identity_of(recipe, open_dataset(data, recipe.model.vocab)))
-    conduct(run, "score", nproc)
+    conduct(run, "score", nproc, any_work=any_work)
     finish(run)
     score = read_score(folder)
     return score_lines(recipe.name, score["val_bpb"], score["val_loss"], score["tokens"], score["bytes"])
@@ -203,9 +203,11 @@ def pgolf_score(
     subject:Path, # run folder, or a .pgolf file
     data:str="",  # dataset folder; empty = the one that the run was trained on
     nproc:int=1,  # processes on this machine, one per GPU
+    any_work:bool=False, # however much the artifact asks for
     version:VERSION=__version__, # printed by --version
 ):
     "Score an artifact, of a run (to RUN/score.json) or alone. Example: pgolf_score out/tiny-seed1"
     with in_a_sentence("pgolf_score"):
         subject = Path(subject)
-        print(score_file(subject, data) if subject.is_file() else score_folder(subject, data, nproc))
+        if subject.is_file(): print(score_file(subject, data, any_work))
+        else: print(score_folder(subject, data, nproc, any_work))

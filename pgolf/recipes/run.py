@@ -149,9 +149,9 @@ class Run:
         "Quantise and pack: model.pgolf"
         return pack_phase(self, accept_illegal, device)
 
-    def score(self, device:str="", progress:bool=True, accept_illegal:bool=False):
+    def score(self, device:str="", progress:bool=True, accept_illegal:bool=False, any_work:bool=False):
         "Score what is in the artifact: score.json"
-        return score_phase(self, device, progress, accept_illegal)
+        return score_phase(self, device, progress, accept_illegal, any_work)
 
     @contextmanager
     def timed(self, phase:str):
@@ -252,11 +252,11 @@ def pack_phase(run:Run, accept_illegal:bool, device:str)->int:
     with alone_in(run.folder), every_core():
         return pack_run(run.folder, dataset, accept_illegal=accept_illegal, device=place).stat().st_size
 
-def score_phase(run:Run, device:str, progress:bool, accept_illegal:bool):
+def score_phase(run:Run, device:str, progress:bool, accept_illegal:bool, any_work:bool=False):
     "The artifact to a score, and the score to the run's result"
     dataset = run.dataset
     with claimed(run, device) as place, computing(computed(run, run.recipe, place)):
-        return score_run(run.folder, dataset, progress, accept_illegal, place)
+        return score_run(run.folder, dataset, progress, accept_illegal, place, any_work)
 
 # %% ../../nbs/6_recipes/run.ipynb #ac9add67
 def run_parser()->argparse.ArgumentParser:
@@ -273,6 +273,7 @@ def run_parser()->argparse.ArgumentParser:
                    help="default: a GPU where there is one")
     p.add_argument("--accept-illegal", action="store_true",
                    help="run a recipe as its author did, for study; the score is stamped")
+    p.add_argument("--any_work", action="store_true", help="score, however much the artifact asks for")
     return p
 
 # %% ../../nbs/6_recipes/run.ipynb #118708d1
@@ -284,7 +285,7 @@ def do_phase(a:argparse.Namespace)->None:
         with joined_ranks(a.device) as (ranks, _): # under torchrun the first rank packs
             if ranks.rank == 0: print(f"packed {run.pack(a.accept_illegal, a.device):,} bytes")
     if a.phase == "score":
-        score = run.score(a.device, True, a.accept_illegal)
+        score = run.score(a.device, True, a.accept_illegal, a.any_work)
         said = f"val_bpb {score.bpb:.4f} over {score.tokens:,} tokens, {score.bytes:,} bytes"
         if current_ranks().rank == 0: print(said)
 
