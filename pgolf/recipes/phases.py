@@ -142,6 +142,7 @@ class PackedRecipe(Record):
     "What an artifact says of how it is to be scored"
     eval:EvalConfig = setting(says="how the stream is cut")
     predict:tuple[Predictor, ...] = setting((), "what goes around the packed model")
+    compute:str = setting("exact", "as in a recipe", one_of=("exact", "auto"))
 
     def check(self):
         if self.eval.cut == "custom":
@@ -170,7 +171,8 @@ def packed_predictor(
     ways = packed.predict
     study = [way.kind for way in ways if way.illegal]
     if study: require_consent("this artifact", accept_illegal, f"is to be scored with {', '.join(study)}")
-    return build_predictor(model, ways, ids), packed.eval
+    quick = packed.compute == "auto"
+    return build_predictor(model, ways, ids, quick=quick), packed.eval
 
 # %% ../../nbs/6_recipes/phases.ipynb #1162fad1
 def score_artifact(

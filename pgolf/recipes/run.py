@@ -21,12 +21,13 @@ import torch
 from ..ground.code import code_digest
 from ..ground.files import FileError, write_json
 from ..ground.records import Record, read_record
-from ..ground.settings import ConfigError, setting
+from ..ground.settings import ConfigError, from_plain, setting, to_plain
 from .phases import pack_run, read_recipe, score_run, write_recipe
 from ..model.gpt import GPT
 from ..pack.reading import MAX_WEIGHTS
 from .recipe import Recipe
 from ..text.dataset import Dataset, open_dataset
+from ..train.compute import EXACT, Compute, agreed, choose, computing
 from ..train.ranks import current_ranks, joined_ranks
 from ..train.run_log import sparse_lines
 from ..train.stopping import TrainError, TrainStopped
@@ -64,6 +65,7 @@ class RunFacts(Record):
     settings:Identity = setting(Identity, "what it is")
     result:Found = setting(Found, "what it found")
     versions:dict = setting(dict, "of Python and the libraries")
+    compute:Compute = setting(Compute, "how a CPU computes it, chosen when it is first trained")
 
 def read_facts(
     folder:str|Path, # of a run
@@ -243,10 +245,20 @@ def claimed(run:Run, device:str):
             return
         with alone_in(run.folder): yield place
 
+def computed(run:Run, recipe:Recipe, place:torch.device)->Compute:
+    "How this run computes: as it did before, else chosen now; not on a GPU or if exact"
+    if recipe.compute == "exact" or place.type != "cpu": return EXACT
+    def noted():
+        if known := run.facts.get("compute"): return from_plain(Compute, known)
+        chosen = choose(recipe.model, recipe.train.batch_tokens)
+        run.note(compute=to_plain(chosen))
+        return chosen
+    return agreed(noted)
+
 def train_phase(run:Run, device:str, progress:bool, on_log)->None:
     "Shards to weights"
     recipe, dataset = run.recipe, run.dataset
-    with claimed(run, device) as place:
+    with claimed(run, device) as place, computing(computed(run, recipe, place)):
         other = run.facts.get("other_code", False)
         options = dict(device=place, name=recipe.name, progress=progress, on_log=on_log, other_code=other)
         train(recipe.model, recipe.train, dataset, run.folder, **options)
@@ -268,7 +280,7 @@ def pack_phase(run:Run, accept_illegal:bool, device:str)->int:
 def score_phase(run:Run, device:str, progress:bool, accept_illegal:bool, any_work:bool=False):
     "The artifact to a score, and the score to the run's result"
     dataset = run.dataset
-    with claimed(run, device) as place:
+    with claimed(run, device) as place, computing(computed(run, run.recipe, place)):
         return score_run(run.folder, dataset, progress, accept_illegal, place, any_work)
 
 # %% ../../nbs/6_recipes/run.ipynb #ac9add67
