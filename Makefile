@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SEED   ?= 1
 RECIPE ?= tiny
 
-.PHONY: help run try-me try test lab export outputs readme docs check-docs env
+.PHONY: help run try-me try test test-slow lab export outputs readme docs check-docs env
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -37,13 +37,16 @@ try: $(STAMP)    ## NB=2_model/xsa: export that notebook, run it, and take every
 	@test -n "$(NB)" || { echo "make try wants a notebook: make try NB=2_model/xsa"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tools/try_one.py $(NB)
 
-test: $(STAMP)   ## every check, in the order that fails fastest
+test: $(STAMP)   ## every notebook and the quick tests, in the order that fails fastest
 	$(BIN)/ruff check .
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/test_house.py
 	OMP_NUM_THREADS=1 $(BIN)/python tools/check_outputs.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(STAMP) ## the other tests: whole runs and studies, kills, ranks, dry runs, proofs, the browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lab: $(STAMP)    ## open the notebooks in JupyterLab; ARGS="--port 9000 --no-browser" are passed on
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) nbs

@@ -44,7 +44,10 @@ def whole(small_text, tmp_path_factory):
 def light():
     "Work that begins once everything is read is left out, so that a thousand changes take a minute"
     import pgolf.lab.conduct
+    import pgolf.lab.sample
+    import pgolf.recipes.phases
     import pgolf.recipes.run as run
+    import pgolf.referee.audit_artifact
     import pgolf.referee.audit_folder
     import pgolf.referee.audit_run
     import pgolf.submit.folder
@@ -55,6 +58,7 @@ def light():
         if run.run_main([name, str(own.folder), "--device", "cpu"]): raise CommandError("")
     with pytest.MonkeyPatch.context() as patch:
         for room, name in ((run, "train"), (run, "pack_run"), (run, "score_run"), (pgolf.train.command, "train"),
+                           (pgolf.recipes.phases, "evaluate"), (pgolf.lab.sample, "written"), (pgolf.referee.audit_artifact, "artifact_trial"),
                            (pgolf.referee.audit_run, "audit_artifact"), (pgolf.referee.audit_folder, "audit_artifact")):
             patch.setattr(room, name, reached)
         patch.setattr(pgolf.lab.conduct, "conduct", phase)
@@ -160,3 +164,73 @@ def test_a_damaged_file_is_a_status_and_a_sentence(whole, light, tmp_path_factor
             shutil.rmtree(home / "made", ignore_errors=True)
             status(call, capsys)
     every()
+
+
+def sealed(whole, home, change):
+    "The artifact of the run, alone in a folder, its recipe changed"
+    from pgolf.pack.container import open_header, seal
+    header, payload = open_header((whole / "run" / "model.pgolf").read_bytes())
+    header = json.loads(json.dumps(header))
+    header["meta"] = change(header["meta"])
+    home.mkdir(exist_ok=True)
+    (home / "model.pgolf").write_bytes(seal(header, bytes(payload)))
+    return home / "model.pgolf"
+
+
+def readers_of_a_file(file, data):
+    from pgolf.lab.commands import pgolf_score
+    from pgolf.lab.sample import pgolf_sample
+    from pgolf.referee.command import audit_main
+    return [lambda: pgolf_score(file, data=data), lambda: pgolf_sample(file, data=data), lambda: audit_main([str(file), "--data", data])]
+
+
+@pytest.mark.slow
+def test_an_artifact_that_says_strange_things_of_its_recipe(whole, light, tmp_path, capsys):
+    data = str(next((whole / "data" / "datasets").iterdir()))
+
+    @settings(max_examples=TRIES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def every(drawn):
+        def change(meta):
+            new = changed(drawn.draw, {"recipe": {k: meta["recipe"][k] for k in ("eval", "predict", "name")} | {"predict": [{"kind": "ttt", "epochs": 2}]}})
+            return meta | {"recipe": meta["recipe"] | new["recipe"]} if isinstance(new.get("recipe"), dict) else new
+        try: file = sealed(whole, tmp_path / "home", change)
+        except ValueError: return # NaN is no JSON there
+        for call in readers_of_a_file(file, data): status(call, capsys)
+    every()
+
+
+ENDLESS = [({"predict": [{"kind": "ttt", "epochs": 10**9}]}, "ttt alone 3,000,000,000"), ({"predict": [{"kind": "phased", "epochs": 10**9}]}, "passes of each token"),
+           ({"predict": [{"kind": "lora", "rank": 10**9}]}, "LoRAConfig.rank is 1000000000"), ({"eval": {"cut": "custom"}}, "windows were made by hand"),
+           ({"eval": {"cut": "streaming", "seq_len": 64, "lanes": 10**6}}, "passes of each token"),
+           ({"eval": {"cut": "documents", "seq_len": 64, "doc_chunk": 64, "doc_batch": 10**9}}, "tokens at once"), ({"eval": 5}, "must be an object"), ({"predict": "ttt"}, "predict"),
+           ({"predict": [{"kind": "os"}]}, "there is no Predictor 'os'"), ({"eval": {"seqlen": 64}}, "did you mean 'seq_len'?")]
+
+
+@pytest.mark.parametrize("more, says", ENDLESS)
+def test_work_without_end_is_refused_before_it_starts(whole, light, tmp_path, capsys, more, says):
+    data = str(next((whole / "data" / "datasets").iterdir()))
+    file = sealed(whole, tmp_path / "home", lambda meta: meta | {"recipe": meta["recipe"] | more})
+    score, _, audit = readers_of_a_file(file, data)
+    code, said = status(score, capsys)
+    assert code == 1 and says in said and said.count("\n") == 1, said
+    assert "the limit is" not in said or "--any_work" in said
+    code, said = status(audit, capsys)
+    assert code == 2 and says in said and said.count("\n") == 1, said
+
+
+def test_who_means_it_may_have_it(whole, light, tmp_path, capsys):
+    from pgolf.lab.commands import pgolf_score
+    data = str(next((whole / "data" / "datasets").iterdir()))
+    file = sealed(whole, tmp_path / "home", lambda meta: meta | {"recipe": meta["recipe"] | {"predict": [{"kind": "ttt", "epochs": 10**9}]}})
+    assert status(lambda: pgolf_score(file, data=data, any_work=True), capsys) == (1, "pgolf_score: the work begins here\n")
+
+
+def test_no_recipe_comes_near_the_limits():
+    from pgolf.recipes import get, names
+    from pgolf.score.work import MOST_AT_ONCE, MOST_PASSES, largest_query, total_passes
+    for name in names():
+        recipe = get(name)
+        for n in (10**5, 62_000_000):
+            assert sum(total_passes(recipe.eval, recipe.predict, n).values()) < MOST_PASSES / 5, name
+            assert largest_query(recipe.eval, n) < MOST_AT_ONCE / 4, name

@@ -20,10 +20,12 @@ def conduct(
     nproc:int=1,             # processes, one for each GPU
     show:Callable=print,     # called with each line
     tick:Callable|None=None, # called about twice a second, e.g. to redraw a plot
+    any_work:bool=False,     # score, however much the artifact asks for
 )->None:
     "One phase in fresh processes; CommandError repeats its last lines when it fails"
     illegal = ["--accept-illegal"] if run.recipe.study and phase != "train" else []
-    words = ["-m", "pgolf.recipes.run", phase, run.folder, *illegal]
+    endless = ["--any_work"] if any_work else []
+    words = ["-m", "pgolf.recipes.run", phase, run.folder, *illegal, *endless]
     ranks = 1 if phase == "pack" else nproc
     log, sentence = run.folder/f"{phase}.log", f"{phase}: "
     def shown(line): # what went wrong is told once, in the error

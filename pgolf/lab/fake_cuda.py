@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
@@ -71,6 +72,8 @@ def stub_missing()->str: # "" where a fake GPU can be made
     return ""
 
 # %% ../../nbs/7_lab/fake_cuda.ipynb #63251024
+_BUILDING = threading.Lock()
+
 def _stub_path()->Path:
     "Where the stub of this PyTorch and this user lies"
     name = f"pgolf_fake_cuda_{os.getuid()}_{torch.__version__}_{sys.version_info[1]}.so"
@@ -78,18 +81,18 @@ def _stub_path()->Path:
 
 def _build_stub(path:Path)->None:
     "Compile the stub; NoFakeGPU with the compiler's last line"
-    torch_dir, part = Path(torch.__file__).parent, path.with_suffix(f".{os.getpid()}.so")
-    source = path.with_suffix(f".{os.getpid()}.cpp")
-    source.write_text(_STUB)
-    compiler = shutil.which("g++") or shutil.which("c++")
+    torch_dir, compiler = Path(torch.__file__).parent, shutil.which("g++") or shutil.which("c++")
     include = [f"-I{torch_dir}/include", f"-I{torch_dir}/include/torch/csrc/api/include"]
     link = [f"-L{torch_dir}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch_dir}/lib"]
     flags = ["-shared", "-fPIC", "-O1", "-std=c++20"]
-    command = [compiler, *flags, str(source), "-o", str(part), *include, *link]
-    done = subprocess.run(command, capture_output=True, text=True)
-    source.unlink()
-    if done.returncode: raise NoFakeGPU(f"the stub does not compile: {done.stderr.strip().splitlines()[-1]}")
-    part.rename(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside: # others may build it at this moment
+        source, part = Path(aside)/"stub.cpp", Path(aside)/"stub.so"
+        source.write_text(_STUB)
+        done = subprocess.run([compiler, *flags, str(source), "-o", str(part), *include, *link],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise NoFakeGPU(f"the stub does not compile: {done.stderr.strip().splitlines()[-1]}")
+        part.replace(path)
 
 # %% ../../nbs/7_lab/fake_cuda.ipynb #2b86de04
 _BOOT = ("import ctypes, sys; [ctypes.CDLL(p, mode=ctypes.RTLD_GLOBAL) for p in sys.argv[1:3]]; "
@@ -103,7 +106,8 @@ def with_fake_gpu(
     "The command that runs a program in a Python which believes in a GPU; NoFakeGPU where there can be none"
     if why := stub_missing(): raise NoFakeGPU(f"no dry run on this machine: {why}")
     path = _stub_path()
-    if not path.exists(): _build_stub(path)
+    with _BUILDING:
+        if not path.exists(): _build_stub(path)
     library = Path(torch.__file__).parent/"lib"/"libtorch_cpu.so"
     return [sys.executable, "-c", _BOOT + code, str(library), str(path), *args]
 

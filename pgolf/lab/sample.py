@@ -16,7 +16,7 @@ from typing import Any
 from fastcore.script import call_parse
 
 from .. import __version__
-from ..ground.settings import ConfigError, from_plain
+from ..ground.settings import ConfigError
 from .commands import VERSION, in_a_sentence
 
 # %% ../../nbs/7_lab/sample.ipynb #c2f54d1b
@@ -48,19 +48,16 @@ def load_voice(
     from pgolf.lab.run_record import read_run # from here on torch is needed
     data = data or read_run(path.parent).get("settings", {}).get("data", "")
     if not data: raise ConfigError(f"{path} does not name its tokenizer: give --data, a dataset folder")
-    from pgolf.pack.ledger import inspect
     from pgolf.pack.reading import unpack
-    from pgolf.score.cuts import EvalConfig
-    from pgolf.score.wrap import predictors_in
+    from pgolf.recipes.phases import packed_recipe
     from pgolf.text.dataset import open_dataset
     from pgolf.text.tokenizer import load_tokenizer
     packed = path.read_bytes()
     model = unpack(packed).eval()
     sp = load_tokenizer(open_dataset(data, model.cfg.vocab).tokenizer)
-    recipe = inspect(packed)["meta"]["recipe"]
-    cut = from_plain(EvalConfig, recipe["eval"])
-    ways = tuple(way for way in predictors_in(recipe) if not way.illegal)
-    return Voice(str(subject), model, sp, cut.seq_len, cut, ways)
+    said = packed_recipe(packed)
+    ways = tuple(way for way in said.predict if not way.illegal)
+    return Voice(str(subject), model, sp, said.eval.seq_len, said.eval, ways)
 
 # %% ../../nbs/7_lab/sample.ipynb #60a08630
 def written(

@@ -74,7 +74,8 @@ def _pr2135()->Recipe:
                            "documents scored longest first"))
 
 # %% ../../nbs/6_recipes/frontier.ipynb #fefe4c7a
-SHORT_CHUNKS = ShortChunk(256, 16), ShortChunk(2000, 48)
+SHORT_CHUNKS = (ShortChunk(256, 32),)
+PR2014_CUT = FRONTIER_CUT.replace(seq_len=3072, doc_chunk=128, doc_chunks=SHORT_CHUNKS)
 
 def _pr2014()->Recipe:
     "PR 2014: context that grows while it trains"
@@ -86,7 +87,7 @@ def _pr2014()->Recipe:
         name="pr2014", title="PR 2014: PR 1855's stack with context that grows to 3,072 tokens",
         model=base.model.replace(qk_gain=5.25), train=grown,
         quant=base.quant.replace(repairs=(AWQ(), *base.quant.repairs)),
-        eval=base.eval.replace(seq_len=3072, doc_chunks=SHORT_CHUNKS),
+        eval=PR2014_CUT,
         predict=(Phased(phases=3, seq_len=3072), lora),
         reported=dict(final=1.05759, hardware="8xH100"))
 

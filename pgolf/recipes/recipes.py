@@ -119,7 +119,7 @@ def _tiny()->Recipe:
         TrainConfig(steps=760, batch_tokens=2112, seq_len=704, accum=1, warmup_steps=0, schedule="frac",
                     warmdown_frac=0.6, matrix=muon, embed_lr=0.05, embed_wd=0.0, scalar_lr=0.02,
                     scalar_wd=0.0, clip=1.0, ema_decay=0.99, order="shuffled", checkpoint_seconds=60.0),
-        PRICED, EvalConfig(seq_len=704, stride=64), calibration=8)
+        PRICED, EvalConfig(seq_len=704, stride=64), calibration=8, compute="auto")
 
 # %% ../../nbs/6_recipes/recipes.ipynb #a123e6d4
 def _best()->Recipe:

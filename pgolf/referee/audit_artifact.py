@@ -18,7 +18,7 @@ import torch
 from ..ground.settings import ConfigError, to_plain
 from ..pack.ledger import inspect
 from ..pack.reading import unpack
-from ..recipes.phases import packed_predictor
+from ..recipes.phases import packed_predictor, packed_recipe
 from ..recipes.recipes import Recipe
 from .audit import trial_report
 from .brought_down import apart, first_reveal, slice_predictor, slice_settings
@@ -33,6 +33,7 @@ from .rule import Facts
 from .text_bytes import decoder_of
 from .trial import choose_slice, make_case
 from ..score.cuts import EvalConfig
+from ..score.work import refuse_endless
 from ..score.wrap import predictors_in
 from ..text.data import Dataset
 from ..text.tokenizer import BOS
@@ -44,9 +45,9 @@ def read_settings(
     model,           # in it
 )->tuple[EvalConfig, dict]: # how it is to be scored; its recipe
     "How an artifact is to be scored; ValueError where it does not say, or says what cannot be"
-    recipe = inspect(data)["meta"].get("recipe")
-    if not isinstance(recipe, dict) or "eval" not in recipe:
-        raise ValueError(f"{path} does not say how it is to be scored: pack it with a recipe")
+    try: packed_recipe(data)
+    except ConfigError as fault: raise ValueError(f"{path}: {fault}") from None
+    recipe = inspect(data)["meta"]["recipe"]
     whole = {"name": "", "train": {}} | recipe | {"title": "", "model": to_plain(model.cfg), "quant": {}}
     try: cfg = Recipe.from_json(json.dumps(whole)).eval
     except ConfigError as fault: raise ValueError(f"{path}: the recipe inside is damaged: {fault}") from None
@@ -111,6 +112,7 @@ def artifact_facts(
     model = unpack(data)
     same_vocabulary(path, model, dataset)
     cfg, recipe = read_settings(path, data, model)
+    refuse_endless(cfg, predictors_in(recipe), len(ids) - 1, "an audit does not try that")
     streams, share = shard_streams(dataset, effort.shards, seed)
     sample = lambda: first_tokens(shard_streams(dataset, max(1, effort.shards), seed)[0])
     facts = Facts(

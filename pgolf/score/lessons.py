@@ -18,6 +18,7 @@ from ..model.part import brought_down
 from .cuts import rank_share
 from .freezing import frozen_rows
 from .predictor import ModelPredictor
+from .work import BACKWARDS
 from .wrap import Predictor
 
 # %% ../../nbs/5_score/lessons.ipynb #4404e1e5
@@ -48,6 +49,8 @@ class Lessons(Predictor):
     def shrink(self, long:float, wide:float, seq_len:int):
         chunk = brought_down(self.chunk_tokens, long)
         return self.replace(chunk_tokens=chunk, seq_len=min(self.seq_len, seq_len))
+
+    def passes(self, asked:float)->float: return BACKWARDS * self.epochs
 
     def lighter(self): return self.replace(epochs=self.epochs - 1) if self.epochs > 1 else None
 

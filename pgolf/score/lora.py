@@ -16,13 +16,14 @@ from ..model.part import brought_down
 from .adapters import SITES, DocumentAdapters
 from .predictor import ModelPredictor
 from .protocol import EvaluationError, Query, Segment
+from .work import BACKWARDS
 from .wrap import Predictor
 
 # %% ../../nbs/5_score/lora.ipynb #b695edee
 class LoRAConfig(Predictor, kind="lora", title="LoRA per document", source="https://github.com/openai/parameter-golf/pull/1536"):
     "Adapters of a document, and how they learn"
     turn = 30
-    rank:int = setting(96, "R, of each correction", low=1)
+    rank:int = setting(96, "R, of each correction", low=1, high=4096)
     lr:float = setting(1e-4, "learning rate of AdamW", low=0)
     betas:tuple[float, ...] = setting((0.0, 0.999), "of AdamW", low=0, high=1)
     eps:float = setting(1e-10, "of AdamW", low=0)
@@ -41,6 +42,8 @@ class LoRAConfig(Predictor, kind="lora", title="LoRA per document", source="http
         if not set(self.sites) <= set(SITES): self.refuse("sites", f"some of {', '.join(SITES)}")
 
     def wrap(self, inner, **options): return DocumentLoRA(inner, self, **options)
+
+    def passes(self, asked:float)->float: return BACKWARDS * asked
 
     def shrink(self, long:float, wide:float, seq_len:int):
         rank = brought_down(self.rank, wide)

@@ -33,6 +33,8 @@ class Phased(Lessons, kind="phased", title="phased training", source="https://gi
 
     def wrap(self, inner, **options): return PhasedTTT(inner.model, self, **options)
 
+    def passes(self, asked:float)->float: return super().passes(asked) * self.phases
+
     def shrink(self, long:float, wide:float, seq_len:int):
         few = brought_down(self.prefix, long**2 / 4, self.phases) # a smaller text has far fewer documents
         return super().shrink(long, wide, seq_len).replace(prefix=few)

@@ -34,6 +34,8 @@ class Prequant(Lessons, kind="prequant", title="training before packing", source
     freeze_blocks:int = setting(2, "first layers that do not learn", low=0)
     freeze_embed:bool = setting(True, "the tied embedding does not learn")
 
+    def passes(self, asked:float)->float: return 0.0 # its lessons are over when the file is packed
+
     def before_packing(self, model, ids): return prequant_adapt(model, ids(), self, accept_illegal=True)
 
 # %% ../../nbs/5_score/prequant.ipynb #d55e5f2e

@@ -42,6 +42,10 @@ class Predictor(Settings, home="pgolf.score"):
         "Positions that it wants scored between two reveals; 0 = no wish"
         return 0
 
+    def passes(self, asked:float)->float:
+        "What it adds to the passes that the cut asks of each token, see `work`"
+        return 0.0
+
     def lighter(self)->"Predictor|None":
         "The same with less work; None where there is none to take away"
         return None

@@ -8,6 +8,7 @@ __all__ = ['LIMIT_BYTES', 'script_data', 'script_parser', 'final_figures', 'prin
 # %% ../../nbs/8_submit/alone.ipynb #c70bb7ad
 import argparse
 import hashlib
+import json
 import os
 import sys
 from dataclasses import replace
@@ -56,6 +57,7 @@ def script_parser(
     p.add_argument("--seed", type=int, default=-1, help="of weights and data order (default: the recipe's)")
     p.add_argument("--device", default="", choices=devices, help="default: a GPU where there is one")
     p.add_argument("--weights", default="", help="weights.pt of a run of this recipe: pack and score those")
+    p.add_argument("--compute", default="", help="how a CPU shall compute, as a run.json has it")
     p.add_argument("--other-code", action="store_true", help="go on with half a run of another script")
     return p
 
@@ -68,6 +70,7 @@ def begin_script(
     run, dataset = Run(args.out), script_data(recipe, args.data)
     aside = begin(run, recipe, dataset, other_code=args.other_code)
     if aside: print(f"the run that was in {run.folder} is now in {aside}", flush=True)
+    if args.compute: run.note(compute=json.loads(args.compute))
     if args.weights:
         write_atomic(run.folder/"weights.pt", Path(args.weights).read_bytes())
         run.note(other_code=True) # the library trained them

@@ -122,6 +122,8 @@ def command_line(
     command = [python, *launch, *guard, "--seed", str(run.seed)]
     command += ["--device", run.start["device"].partition(":")[0]]
     if from_weights(run): command += ["--weights", str((run.folder/"weights.pt").resolve())]
+    how = read_run(run.folder).get("compute")
+    if how: command += ["--compute", json.dumps(how)]
     return command + (["--data", str(Path(data).resolve())] if data else [])
 
 # %% ../../nbs/8_submit/prove.ipynb #2b2257f0
