@@ -1,10 +1,12 @@
 """Building datasets: from a stream in bounded memory, killed and resumed, without copies, under names that people have."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,6 +273,47 @@ def test_memory_stays_bounded(tmp_path):
     out, err = build.communicate(timeout=3000)
     assert build.returncode == 0, err
     assert int(out) < 600, "MB at the most"
+
+
+LARGE = STREAM.replace("sys.argv[2], 320)", "sys.argv[2], 320, progress=True)")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("PGOLF_STREAM_MB" not in os.environ, reason="takes a minute a hundred megabytes: PGOLF_STREAM_MB=2000 asks for it")
+def test_a_large_build_shows_progress_and_goes_on_after_a_kill_within_its_memory(tmp_path):
+    "PGOLF_STREAM_MB megabytes of repeated text with unique heads, killed in the middle"
+    size, text = int(os.environ["PGOLF_STREAM_MB"]) * 10**6, sentence(np.random.default_rng(0), 2000)
+    with open(tmp_path / "docs.jsonl", "w") as f:
+        count = 0
+        while f.tell() < size:
+            f.write(json.dumps({"text": f"Document {count}, number {count * count}.\n{text}"}) + "\n")
+            count += 1
+    note = tmp_path / "data" / "datasets" / ".docs_sp320.part" / "building.json"
+    def begin(log):
+        command = [sys.executable, "-c", LARGE, str(tmp_path / "docs.jsonl"), str(tmp_path / "data"), "2000000"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
+    began, first = time.monotonic(), begin(tmp_path / "first")
+    while first.poll() is None:
+        time.sleep(0.1)
+        try: done = json.loads(note.read_text())["train"]["done"]
+        except (OSError, ValueError, KeyError): continue
+        if done > count // 2: break
+    assert first.poll() is None, "it is to be killed half way"
+    peak = int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{first.pid}/status").read_text())[1]) // 1024
+    first.kill()
+    first.wait()
+    until = time.monotonic() - began
+    second = begin(tmp_path / "second")
+    out, _ = second.communicate()
+    said = [(tmp_path / name).read_text() for name in ("first", "second")]
+    assert second.returncode == 0, said[1]
+    print(f"{size / 1e6:,.0f} MB, {count:,} documents: {until / 60:.1f} minutes to the kill, {(time.monotonic() - began) / 60:.1f} in all; "
+          f"peak {peak} and {int(out)} MB")
+    assert max(peak, int(out)) < 600, "MB at the most"
+    assert all("%" in text for text in said), "both show how far they are"
+    assert time.monotonic() - began - until < 0.9 * until + 60, "the second went on where the first stood"
+    record = json.loads(next((tmp_path / "data" / "datasets").glob("*/dataset.json")).read_text())
+    assert sum(record["tokens"].values()) > size / 5
 
 
 # ---- what is read ----

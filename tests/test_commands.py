@@ -166,7 +166,8 @@ def test_a_script_beside_a_clone_called_pgolf_starts_processes(root, tmp_path):
     (["--set", "dim=8 dim=16"], "dim stands 2 times"), (["--set", '{"dim": 8, "dim": 16}'], "dim stands 2 times"),
     (["--set", '{"dim":'], "as JSON"), (["--set", '{"a":' * 100_000], "as JSON"), (["--seed", str(2**70)], "seed must be from"),
     (["--set", "dim=1000000000"], "dim is 1000000000"), (["--nproc", "0"], "nproc must be at least 1"),
-    (["--steps", "-1"], "steps must be at least 0"), (["--data", "nowhere"], "nowhere")])
+    (["--steps", "-1"], "steps must be at least 0"), (["--data", "nowhere"], "nowhere"), (["--out", "/proc/x"], "/proc/x cannot be made"),
+    (["--set", "dim=100000 heads=100 kv_heads=100"], "an artifact holds at most 268,435,456"), (["--slurm", "cluster=lsf"], "must be slurm or local")])
 def test_what_cannot_be_meant_is_a_sentence_before_anything_is_made(tmp_path, monkeypatch, capsys, words, said):
     from pgolf.lab.commands import pgolf_train
     monkeypatch.chdir(tmp_path)
@@ -192,3 +193,60 @@ def test_what_a_phase_says_of_its_failure_is_said_once(tmp_path, monkeypatch):
     with pytest.raises(CommandError) as failed:
         conductor.conduct(run, "train", show=shown.append)
     assert shown == ["start"] and str(failed.value) == f"train: a shard is gone: fetch it (all lines: {run.folder / 'train.log'})"
+
+
+def test_without_a_recipe_all_are_listed(typed, tmp_path):
+    done = typed(["pgolf_train"])
+    assert done.returncode == 1 and "tiny, pr761" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_printed_recipe_runs_from_its_file_and_a_wrong_field_is_named(tmp_path, monkeypatch, capsys, small_text):
+    import pgolf.lab.conduct
+    from pgolf.lab.commands import pgolf_train
+    from pgolf.recipes import get
+    from pgolf.recipes.phases import read_recipe
+    def pretend(run, phase, *_): (run.folder / "model.pgolf").write_bytes(b"packed")
+    monkeypatch.setattr(pgolf.lab.conduct, "conduct", pretend)
+    monkeypatch.chdir(tmp_path)
+    pgolf_train("pr1536", scale="smoke", seed=3, set="vocab=320", print_recipe=True)
+    text = capsys.readouterr().out
+    (tmp_path / "my.json").write_text(text)
+    (tmp_path / "my.yaml").write_text(text)
+    for file in ("my.json", "my.yaml"):
+        pgolf_train(file, seed=3, data=str(small_text), out=f"run-{file}")
+        assert read_recipe(f"run-{file}") == get("pr1536", "smoke", seed=3, vocab=320)
+    capsys.readouterr()
+    for old, new, says in (('"layers"', '"layerz"', "did you mean 'layers'?"), ('"limit": ', '"limit": "much", "x": ', "there is no field 'x'")):
+        (tmp_path / "my.json").write_text(text.replace(old, new, 1))
+        with pytest.raises(SystemExit): pgolf_train("my.json", data=str(small_text))
+        err = capsys.readouterr().err
+        assert "my.json: " in err and says in err and err.count("\n") == 1, err
+
+
+@pytest.mark.slow
+def test_a_run_is_sent_as_a_job(tmp_path, monkeypatch, capsys, small_text, root):
+    import time
+    from pgolf.lab.commands import pgolf_train
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    pgolf_train("tiny", scale="smoke", steps=2, set="vocab=320", data=str(small_text), out="run", slurm="cluster=local")
+    assert "is sent; its lines: " in capsys.readouterr().out
+    until = time.monotonic() + 200
+    while not (tmp_path / "run" / "pack.json").exists() and time.monotonic() < until: time.sleep(0.5)
+    assert (tmp_path / "run" / "model.pgolf").exists(), [p.read_text()[-500:] for p in (tmp_path / "jobs").glob("*.err")]
+
+
+def test_a_token_beyond_the_vocabulary_is_found_before_the_first_step(tmp_path, small_text):
+    import numpy as np
+    from pgolf.recipes import get
+    from pgolf.recipes.run import Run, begin
+    from pgolf.text.dataset import open_dataset
+    from pgolf.text.shards import SHARD_HEADER, ShardError
+    from pgolf.text.sources import local_dataset
+    dataset = local_dataset(small_text, tmp_path / "data", 320)
+    ids = np.memmap(dataset.train[-1], "<u2", "r+", SHARD_HEADER)
+    ids[-1] = 320
+    ids.flush()
+    with pytest.raises(ShardError, match="token 320 at .* is not below the vocabulary size 320"):
+        begin(Run(tmp_path / "run"), get("tiny", "smoke", vocab=320), open_dataset(dataset.train[0].parent))
+    assert not (tmp_path / "run").exists()

@@ -244,6 +244,23 @@ def test_the_notebook_check_sees_a_stale_module_an_edited_one_and_an_unclean_not
         "pgolf/stale.py: no notebook exports it; remove it"]
 
 
+@pytest.mark.parametrize("hurt, says", [
+    (lambda text: text.replace("def bits_per_byte(", "def bits_per_byte((", 1), "nbs/0_ground/bits.ipynb, cell 5 ("),
+    (lambda text: text[:len(text) // 2], "nbs/0_ground/bits.ipynb is cut short"),
+    (lambda text: "[]", "nbs/0_ground/bits.ipynb is cut short")])
+def test_a_notebook_that_is_no_python_is_named_and_the_old_modules_stay(tmp_path, hurt, says):
+    for folder in ("nbs/0_ground", "pgolf/ground"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    notebook = tmp_path / "nbs" / "0_ground" / "bits.ipynb"
+    notebook.write_text(hurt(notebook.read_text()))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    done = subprocess.run([sys.executable, ROOT / "tools" / "check_notebooks.py", tmp_path, "--fix"], capture_output=True, text=True)
+    first, last = done.stderr.splitlines()
+    assert done.returncode == 1 and first.startswith(says) and last == "nothing was written: mend that first", done.stderr
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 def a_notebook(path, source, *outputs):
     "A notebook of one code cell that keeps these outputs"
     cell = {"cell_type": "code", "execution_count": None, "id": "a1", "metadata": {}, "outputs": [*outputs], "source": source}

@@ -1,7 +1,9 @@
 """Do notebooks and modules agree? Works on a copy, so a dirty tree is judged as it stands and never changed.
 
 Each notebook must name the kernel python3 (else JupyterLab asks and papermill stops), `nbdev_clean` must leave every notebook byte for byte as it is, and `nbdev_export` into an empty
-package must give exactly the modules that are there (so a renamed notebook's old module shows too). With `--fix` it makes all that true."""
+package must give exactly the modules that are there (so a renamed notebook's old module shows too). With `--fix` it makes all that true.
+A notebook that is cut short, or a cell that is no Python, is named before anything is written: the old modules stay as they are."""
+import ast
 import json
 import os
 import shutil
@@ -10,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from IPython.core.inputtransformer2 import TransformerManager
+
 ROOT = Path(__file__).resolve().parents[1]
 SKIP = shutil.ignore_patterns(".*", "__pycache__", "*.pyc")
 
@@ -17,9 +21,36 @@ SKIP = shutil.ignore_patterns(".*", "__pycache__", "*.pyc")
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 
 
+def notebooks(root):
+    "Every notebook of a repository"
+    return sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def cell_fault(source):
+    "What is wrong with a cell as Python, IPython's own words like %time allowed; empty for a sound one"
+    try: ast.parse(TransformerManager().transform_cell(source))
+    except SyntaxError as e: return f"line {e.lineno}: {e.msg}: {(e.text or '').strip()[:80]}".removesuffix(": ")
+    except ValueError as e: return str(e) # a NUL in the text
+    return ""
+
+
+def faults(root):
+    "Sentences, one for each notebook that cannot be read and each cell that is no Python"
+    for path in notebooks(root):
+        where = path.relative_to(root)
+        try: cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+        except (ValueError, KeyError, TypeError) as e:
+            yield f"{where} is cut short or no notebook ({e}): take it from git again"
+            continue
+        for i, cell in enumerate(cells):
+            if cell["cell_type"] != "code": continue
+            wrong = cell_fault("".join(cell["source"]))
+            if wrong: yield f"{where}, cell {i} ({cell.get('id', 'no id')}), {wrong}"
+
+
 def name_kernel(root):
     "Has every notebook name its kernel, and drops other metadata"
-    for path in (p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
+    for path in notebooks(root):
         nb = json.loads(path.read_text(encoding="utf8"))
         if nb["metadata"] != KERNEL:
             nb["metadata"] = KERNEL
@@ -81,6 +112,8 @@ def check(root):
 if __name__ == "__main__":
     args = [a for a in sys.argv[1:] if a != "--fix"]
     root = Path(args[0]).resolve() if args else ROOT
+    if broken := list(faults(root)):
+        sys.exit("\n".join([*broken, "nothing was written: mend that first"]))
     if "--fix" in sys.argv[1:]:
         fix(root)
     wrong = check(root)

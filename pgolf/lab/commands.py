@@ -100,10 +100,11 @@ def train_and_pack(asked:dict, data:str, out:str, other_code:bool):
     from pgolf.lab.conduct import conduct
     from pgolf.lab.parameters import asked_recipe, run_name
     from pgolf.recipes.phases import prepare_data
-    from pgolf.recipes.run import Run, begin
+    from pgolf.recipes.run import Run, begin, check_start
     recipe = asked_recipe(asked)
-    dataset = prepare_data(recipe, data)
     run = Run(out or Path("out")/run_name(asked | {"data": data}))
+    check_start(run.folder, recipe)
+    dataset = prepare_data(recipe, data)
     earlier = begin(run, recipe, dataset, asked, other_code)
     if earlier:
         print(f"the run that was in {run.folder.name} is now {earlier.name}")
@@ -111,6 +112,22 @@ def train_and_pack(asked:dict, data:str, out:str, other_code:bool):
     conduct(run, "pack")
     artifact = run.folder/"model.pgolf"
     print(f"{artifact}: {artifact.stat().st_size:,} bytes; score it with: pgolf_score {run.folder}")
+
+# %% ../../nbs/7_lab/commands.ipynb #b07aef05
+RECIPE = Param("name of a recipe (without one, all are listed), or a .json or .yaml file", str, opt=False,
+               nargs="?")
+
+def send_training(options:str, asked:dict, data:str, out:str, other_code:bool):
+    "The same, as a job of its own"
+    from pgolf.lab.cluster import send_job
+    from pgolf.lab.parameters import asked_recipe, run_name
+    from pgolf.recipes.run import check_start
+    folder = Path(out or Path("out")/run_name(asked | {"data": data})).absolute()
+    check_start(folder, asked_recipe(asked)) # what is wrong is told here, not in a log an hour later
+    text = str(Path(data).absolute()) if data and Path(data).exists() else data
+    given = asked, text, str(folder), other_code
+    job = send_job(options, asked["nproc"], folder.parent/"jobs", train_and_pack, *given)
+    print(f"job {job.job_id} is sent; its lines: {job.paths.stdout}; its run: {folder}")
 
 # %% ../../nbs/7_lab/commands.ipynb #45b8ca54
 def forecast(asked:dict)->int: # exit status
@@ -125,7 +142,7 @@ def forecast(asked:dict)->int: # exit status
 # %% ../../nbs/7_lab/commands.ipynb #72fe5ddb
 @call_parse
 def pgolf_train(
-    recipe:str,            # name of a recipe; a wrong one lists those there are
+    recipe:RECIPE="",      # a name, or a file
     scale:str="full",      # full, cpu (minutes on two cores) or smoke (seconds)
     seed:int=1,            # of weights and data order
     steps:int=0,           # steps of training; 0 = the recipe's
@@ -134,20 +151,30 @@ def pgolf_train(
     out:str="",            # run folder; empty = out/RECIPE-seedSEED, with what is changed in its name
     nproc:int=1,           # processes on this machine, one per GPU
     other_code:bool=False, # go on with half a run that other code has begun
+    slurm:str="",          # send it as a job: options of submitit, e.g. "slurm_partition=gpu timeout_min=60"
+    print_recipe:bool=False, # only print the whole recipe as JSON, to start a file of one's own from
     dry:bool=False,        # only forecast what nproc H100s would do with it; status 1 where it would fail
     version:VERSION=__version__, # printed by --version
 ):
     "Train a recipe and pack it into RUN/model.pgolf. Example: pgolf_train pr1696 --scale cpu --set layers=4"
     with in_a_sentence("pgolf_train"):
-        from pgolf.lab.parameters import DEFAULTS, check_run, parse_overrides
-        from pgolf.recipes.words import known_recipe, known_scale
+        from pgolf.lab.parameters import DEFAULTS, asked_recipe, check_run, parse_overrides
+        from pgolf.lab.recipe_file import is_recipe_file
+        from pgolf.recipes.words import known_recipe, known_scale, recipe_names
         changes = parse_overrides(set)
         asked = dict(recipe=recipe, scale=scale, seed=seed, steps=steps, nproc=nproc, overrides=changes)
         check_run({**DEFAULTS, **asked}) # a slip is told before torch is loaded
-        known_recipe(recipe)
+        if not recipe:
+            raise ConfigError(f"name a recipe ({', '.join(recipe_names())}), or a file of your own")
+        from_file = is_recipe_file(recipe)
+        if not from_file: known_recipe(recipe)
         known_scale(scale)
+        if dry and from_file:
+            raise ConfigError("--dry wants the name of a recipe, with --set for what differs")
         if dry: sys.exit(forecast(asked))
-        train_and_pack(asked, data, out, other_code)
+        if print_recipe: print(asked_recipe(asked).to_json())
+        elif slurm: send_training(slurm, asked, data, out, other_code)
+        else: train_and_pack(asked, data, out, other_code)
 
 # %% ../../nbs/7_lab/commands.ipynb #dcb3ad01
 def score_lines(name:str, bpb:float, loss:float, tokens:int, nbytes:int)->Table:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..ground.settings import no_such
+from .recipe_file import is_recipe_file, read_recipe_file
 
 # %% ../../nbs/7_lab/parameters.ipynb #4da04525
 class Refusal(ValueError):
@@ -59,6 +60,7 @@ def without_twins(
 # %% ../../nbs/7_lab/parameters.ipynb #9554c3e0
 def parse_overrides(
     text:str,  # JSON, or words like "steps=50 layers=4"
+    where:str="overrides", # what was typed, for the message
 )->dict:       # name -> value
     "Reads changes to a recipe as one types them on a command line"
     if text.lstrip().startswith("{"):
@@ -69,7 +71,7 @@ def parse_overrides(
     pairs = [word.partition("=") for word in text.split()]
     wrong = [name for name, eq, _ in pairs if not (name and eq)]
     if wrong:
-        raise Refusal(f"cannot read {wrong[0]!r} in overrides: write name=value, e.g. steps=50 layers=4")
+        raise Refusal(f"cannot read {wrong[0]!r} in {where}: write name=value, e.g. steps=50 layers=4")
     return without_twins([(name, literal(value)) for name, _, value in pairs])
 
 # %% ../../nbs/7_lab/parameters.ipynb #a5d602e1
@@ -165,8 +167,12 @@ def asked_recipe(
     parameters:Mapping, # of one run; others have the record notebook's defaults
 ): # Recipe
     "The recipe that the record notebook makes of its parameters"
+    from pgolf.recipes.recipe import override, scaled
     from pgolf.recipes.recipes import faithful, get # what was typed is read before torch is loaded
     p = {**DEFAULTS, **parameters}
+    if is_recipe_file(p["recipe"]):
+        if p["study"]: raise Refusal("study wants the name of a recipe that somebody else ran, not a file")
+        return override(scaled(read_recipe_file(p["recipe"]), p["scale"]), recipe_changes(p))
     make = faithful if p["study"] else get
     return make(p["recipe"], p["scale"], **recipe_changes(p))
 
@@ -177,7 +183,8 @@ def run_name(
     "A name for a run's folder: recipe, seed, and whatever differs from that recipe's own run"
     p = {**DEFAULTS, **parameters}
     changes = {**p["overrides"], **{name: p[name] for name in ("steps", "minutes") if p[name]}}
-    parts = [p["recipe"], f"seed{p['seed']}", *[p["scale"]] * (p["scale"] != "full"), *["study"] * p["study"]]
+    recipe = Path(p["recipe"]).stem if is_recipe_file(p["recipe"]) else p["recipe"]
+    parts = [recipe, f"seed{p['seed']}", *[p["scale"]] * (p["scale"] != "full"), *["study"] * p["study"]]
     parts += [f"{name}={value}" for name, value in sorted(changes.items())]
     if p["data"] not in ("", "embedded"):
         parts.append(Path(p["data"]).absolute().name)

@@ -39,6 +39,10 @@ class Dataset:
         ids = np.concatenate([read_shard(p, self.vocab) for p in self.val])
         return torch.from_numpy(ids.astype(np.int64))
 
+    def check_ids(self)->None:
+        "ShardError for a token that the vocabulary does not have, in any shard; reads them all"
+        for p in (*self.train, *self.val): read_shard(p, self.vocab)
+
     def byte_table(self)->ByteTable:
         "Bytes of the original text that each token stands for"
         sp = load_tokenizer(self.tokenizer)
