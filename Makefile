@@ -41,9 +41,9 @@ test: $(STAMP)   ## every notebook and the quick tests, in the order that fails 
 	$(BIN)/ruff check .
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/readme.py --check
-	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/test_house.py
+	$(BIN)/python -m pytest -m "not slow" tests/test_house.py
 	OMP_NUM_THREADS=1 $(BIN)/python tools/check_outputs.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/test_house.py
 
 test-slow: $(STAMP) ## the other tests: whole runs and studies, kills, ranks, dry runs, proofs, the browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow

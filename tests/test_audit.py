@@ -69,9 +69,21 @@ class PeeksLate(ModelPredictor):
         return torch.log_softmax(rows, 1)
 
 
+LONG = "tilt over lora over phases", "all", "all, in order", "document lora", "n-gram over sgd"
+LONG_CHEATS = ("circular hints", "prequantisation adaptation", "smear across documents", "learning from the question",
+               "side file", "trained on validation")
+
+
+def with_slow(names, slow):
+    "Cases for `parametrize`, those of `slow` marked so"
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+
 def sampled(ground, make, claim, **more): return audit(make, ground.ids, ground.table, SLIDING, claim=claim, effort=SAMPLED, seed=3, **more)
 
 
+@pytest.mark.slow
 def test_what_lies_behind_the_slice_is_rescored(ground):
     assert len(ground.ids) > 2 * SAMPLED.positions
     three = CHEATS["best of three passes"].stage(ground)
@@ -101,6 +113,7 @@ class KeepsTheStream(ModelPredictor):
         return rows.log_softmax(1)
 
 
+@pytest.mark.slow
 def test_who_makes_a_predictor_of_the_stream_is_scored_without_it(ground):
     score = evaluate(KeepsTheStream(ground.model, ground.ids), ground.ids, ground.table, SLIDING)
     make = lambda ids: KeepsTheStream(ground.model, ids)
@@ -157,7 +170,7 @@ def test_near_copies_are_told_and_a_training_set_made_of_them_fails(ground):
     assert verdict == "fail" and "in the training data with changes" in evidence
 
 
-@pytest.mark.parametrize("name", ("documents", "document lora", "all", "n-gram over sgd", "full"))
+@pytest.mark.parametrize("name", with_slow(("documents", "document lora", "all", "n-gram over sgd", "full"), LONG))
 def test_honest_scores_of_long_streams_pass_the_sampled_audit(ground, name):
     options, cfg = HONEST[name]
     make = lambda: build_predictor(ground.model, **options)
@@ -192,7 +205,7 @@ def test_the_gallery_holds_what_really_happened():
     assert {c.rule for c in CHEATS.values()} <= set(RULES)
 
 
-@pytest.mark.parametrize("name", CHEATS)
+@pytest.mark.parametrize("name", with_slow(CHEATS, LONG_CHEATS))
 def test_every_cheat_is_caught_by_its_rule(ground, name):
     cheat = CHEATS[name]
     staged, report = try_cheat(cheat, ground)   # at places nobody chose
@@ -212,7 +225,7 @@ def test_the_tail_is_booked_as_in_the_scripts(golden):
 
 # --- honest predictors
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", with_slow(HONEST, LONG))
 def test_no_honest_predictor_is_failed(ground, name):
     options, cfg = HONEST[name]
     make = lambda: build_predictor(ground.model, **options)

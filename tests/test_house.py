@@ -226,6 +226,7 @@ def test_every_requirement_is_pinned():
     assert sorted(n for n in wanted if normal(n) not in pinned) == []
 
 
+@pytest.mark.slow
 def test_the_notebook_check_sees_a_stale_module_an_edited_one_and_an_unclean_notebook(tmp_path):
     for folder in ("nbs", "pgolf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))

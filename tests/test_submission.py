@@ -249,7 +249,7 @@ SMALL, READABLE = dict(minify=True, pack="lzma"), {}
 FORMS = {"pr1536": SMALL, "pr761": READABLE, "pr1232": dict(minify=True), "pr1696": dict(pack="brotli"), "pr1992": dict(minify=True, pack="brotli")}
 
 
-@pytest.mark.parametrize("name", [n if n in ("pr1536", "pr761") else pytest.param(n, marks=pytest.mark.slow) for n in recipes.names()])
+@pytest.mark.parametrize("name", [n if n == "pr761" else pytest.param(n, marks=pytest.mark.slow) for n in recipes.names()])
 def test_the_file_alone_gives_the_artifact_and_the_score_of_the_library(name, run_of, words, tmp_path):
     run = run_of(name)
     proof = prove(written(tmp_path / "train_gpt.py", run, **FORMS.get(name, SMALL)), run, shards(words))
