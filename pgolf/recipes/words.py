@@ -28,7 +28,7 @@ def known_recipe(
     known = recipe_names()
     if name in known: return
     near = difflib.get_close_matches(str(name), known, 1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    meant = f"; did you mean {near[0]!r}?" if near else "."
     raise ConfigError(f"there is no recipe {name!r}{meant} The recipes are {', '.join(known)}")
 
 def known_scale(
