@@ -249,7 +249,8 @@ SMALL, READABLE = dict(minify=True, pack="lzma"), {}
 FORMS = {"pr1536": SMALL, "pr761": READABLE, "pr1232": dict(minify=True), "pr1696": dict(pack="brotli"), "pr1992": dict(minify=True, pack="brotli")}
 
 
-@pytest.mark.parametrize("name", [n if n == "pr761" else pytest.param(n, marks=pytest.mark.slow) for n in recipes.names()])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes.names())
 def test_the_file_alone_gives_the_artifact_and_the_score_of_the_library(name, run_of, words, tmp_path):
     run = run_of(name)
     proof = prove(written(tmp_path / "train_gpt.py", run, **FORMS.get(name, SMALL)), run, shards(words))
@@ -258,11 +259,13 @@ def test_the_file_alone_gives_the_artifact_and_the_score_of_the_library(name, ru
     assert proof["run"]["val_bpb"] == json.loads((run / "score.json").read_text())["val_bpb"]
 
 
+@pytest.mark.slow
 def test_another_recipe_is_not_equal(run_of, words, tmp_path):
     other = run_of("pr1536", muon_lr=0.05)
     assert not prove(written(tmp_path / "x.py", other), run_of("pr1536"), shards(words))["equal"]
 
 
+@pytest.mark.slow
 def test_a_run_under_a_clock_is_proven_from_its_weights(run_of, words, tmp_path):
     run = run_of("pr1536", max_seconds=0.3, steps=100_000)
     assert read_finished(run).end["reason"] == "seconds"
@@ -302,6 +305,7 @@ def test_on_the_embedded_corpus_the_file_makes_its_own_data(tmp_path):
     assert proof["equal"]
 
 
+@pytest.mark.slow
 def test_nothing_but_the_allowed_packages_can_be_imported(run_of, words, tmp_path):
     names = ["pgolf", "scipy", "huggingface_hub", "matplotlib"]
     assert all(importlib.import_module(name) for name in names), "they are here, but not for a file that runs alone"
@@ -312,12 +316,14 @@ def test_nothing_but_the_allowed_packages_can_be_imported(run_of, words, tmp_pat
         run_alone(tmp_path / "x.py", read_finished(run_of("pr1536")), "", sys.executable)
 
 
+@pytest.mark.slow
 def test_a_missing_compressor_is_told_before_the_training(run_of, words, tmp_path):
     run = read_finished(run_of("pr1536"))
     with pytest.raises(SubmissionError, match="needs brotli, .*not installed here: pip install brotli"):
         run_alone(written(tmp_path / "x.py", run.folder), run, str(shards(words)), sys.executable, ("torch", "numpy", "sentencepiece", "tqdm"))
 
 
+@pytest.mark.slow
 def test_the_requirements_name_what_the_file_unpacks_itself_with(run_of, tmp_path):
     run = run_of("pr1696")
     make_submission([run], tmp_path / "out", pack="brotli")
@@ -325,6 +331,7 @@ def test_the_requirements_name_what_the_file_unpacks_itself_with(run_of, tmp_pat
     assert {line.partition("==")[0] for line in said.split()} == set(recipe_load(read_finished(run).recipe).needs) | {"brotli"}
 
 
+@pytest.mark.slow
 def test_flash_attention_is_named_and_importable_when_the_run_used_it(run_of, tmp_path, monkeypatch):
     run = read_finished(run_of("pr1536"))
     for module, name in (("flash_attn", "flash-attn"), ("flash_attn_interface", "flash_attn_3")):
@@ -343,6 +350,7 @@ def test_flash_attention_is_named_and_importable_when_the_run_used_it(run_of, tm
         assert "no GPU trains twice alike" in from_weights(on_gpu) and from_weights(run) == ""
 
 
+@pytest.mark.slow
 def test_the_file_tells_wrong_data_in_a_sentence(run_of, tmp_path):
     script = written(tmp_path / "train_gpt.py", run_of("pr1536"))
     said = subprocess.run([sys.executable, "-I", script, "--data", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
@@ -382,6 +390,7 @@ def three(run_of):
     return [run_of("pr761", seed=s) for s in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_submission_holds_every_file_and_every_seed(three, words, tmp_path):
     about = make_submission(three, tmp_path / "entry", "A. Uthor", "auth", "An entry", minify=True, pack="lzma", drop={2: "power cut"}, proof=True, data=shards(words))
     entry = {p.name: p.read_text() for p in (tmp_path / "entry").iterdir()}
@@ -426,6 +435,7 @@ def refused(runs, out, **options):
     return str(e.value)
 
 
+@pytest.mark.slow
 def test_unfinished_and_foreign_runs_are_refused(three, run_of, tmp_path):
     out, run = tmp_path / "out", three[0]
     score = json.loads((run / "score.json").read_text())
@@ -445,6 +455,7 @@ def test_unfinished_and_foreign_runs_are_refused(three, run_of, tmp_path):
     assert "two of the runs have seed 1" in refused([run, changed(run, tmp_path)], out)
 
 
+@pytest.mark.slow
 def test_a_hand_written_audit_and_a_divided_score_are_not_believed(three, tmp_path):
     run, out = three[0], tmp_path / "out"
     score = json.loads((run / "score.json").read_text())
@@ -474,18 +485,21 @@ def test_the_referee_is_asked_when_the_folder_is_made(run_of, words, tmp_path):
     assert "| causal | pass |" in page and "Seed 1: the referee finds" in page and "counted when this folder was made" in page
 
 
+@pytest.mark.slow
 def test_a_smoke_run_says_so_in_its_title(run_of, tmp_path):
     about = make_submission([run_of("pr1536")], tmp_path / "out", name="A record")
     assert about["name"] == "A record (smoke scale)" and about["scale"] == "smoke scale"
     assert (tmp_path / "out" / "README.md").read_text().startswith("# A record (smoke scale)\n")
 
 
+@pytest.mark.slow
 def test_a_recipe_for_study_is_refused(run_of, words, tmp_path):
     recipe = recipes.faithful("pr761", scale="smoke")
     recipes.run_recipe(recipe, tmp_path / "run", words, accept_illegal=True, progress=False)
     assert "waives rules of the challenge" in refused([tmp_path / "run"], tmp_path / "out") and "adapt_first" in refused([tmp_path / "run"], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_drops_need_a_run_and_a_reason(three, tmp_path):
     out = tmp_path / "out"
     assert "without a reason" in refused(three, out, drop={2: " "})
@@ -493,12 +507,14 @@ def test_drops_need_a_run_and_a_reason(three, tmp_path):
     assert "every seed is dropped" in refused(three[:1], out, drop={1: "slow"})
 
 
+@pytest.mark.slow
 def test_over_budget_is_refused_with_both_numbers(three, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "LIMIT_BYTES", 100_000)
     said = refused(three, tmp_path / "out")
     assert "too many" in said and "code" in said and "model" in said
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_overwritten(three, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
@@ -507,6 +523,7 @@ def test_what_is_there_is_not_overwritten(three, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_the_command(three, words, tmp_path):
     (tmp_path / "pgolf_submit").write_text("import sys\nfrom pgolf.submit.command import pgolf_submit\nsys.exit(pgolf_submit())\n")
 
@@ -554,6 +571,7 @@ def test_every_seed_is_shown_and_a_drop_tells_why():
         compare_seeds([1.07], [1.08, 1.09], 2.5)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_one_text(three, run_of, tmp_path):
     made = compare_runs(three[:2], [run_of("pr1536"), run_of("pr1536", seed=2)], margin_nats=0.0)
     score = lambda run: json.loads((run / "score.json").read_text())
@@ -580,6 +598,7 @@ def test_seeds_needed_against_simulation():
     assert seeds_needed(0.0, 1.0) == 0 and seeds_needed(1e-6, 1.0) == 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_what_it_is(three):
     run = read_finished(three[1])
     assert (run.seed, run.corpus, run.start["ranks"], run.audit) == (2, "words", 1, {})
