@@ -24,6 +24,8 @@ from pgolf.text.tokenizer import BOS, TokenizerError, fit_tokenizer
 
 WORDS = "the a model reads text and learns to say what comes next from bytes it has seen in a long stream".split()
 
+NUMBERS = " ".join(f"{i * 7919 % 99991:x}" for i in range(5000))  # what a tokenizer of another text would learn from
+
 
 def sentence(rng, n=60):
     return " ".join(rng.choice(WORDS, n)).capitalize() + "."
@@ -130,7 +132,7 @@ def test_a_wrong_tokenizer_of_the_right_size_is_seen(docs, tmp_path):
     d = build_dataset(docs, tmp_path, 320, name="x")
     (home(d) / DATASET_RECORD).unlink()
     right = d.tokenizer.read_bytes()
-    d.tokenizer.write_bytes(fit_tokenizer([open(__file__).read()], 320))
+    d.tokenizer.write_bytes(fit_tokenizer([NUMBERS], 320))
     with pytest.raises(DatasetError, match="would choose only .*copy or link the one that did into"):
         open_dataset(home(d))
     (home(d) / "x_320_bpe.model").write_bytes(right)  # the advice works as it is typed
@@ -140,7 +142,7 @@ def test_a_wrong_tokenizer_of_the_right_size_is_seen(docs, tmp_path):
 def test_two_tokenizers_are_told_apart_by_the_tokens(docs, tmp_path):
     d = build_dataset(docs, tmp_path, 320, name="x")
     (home(d) / DATASET_RECORD).unlink()
-    for name, model in (("a", d.tokenizer.read_bytes()), ("b", fit_tokenizer([open(__file__).read()], 320))):
+    for name, model in (("a", d.tokenizer.read_bytes()), ("b", fit_tokenizer([NUMBERS], 320))):
         (d.tokenizer.parent / f"x_320_bpe_{name}.model").write_bytes(model)
     d.tokenizer.unlink()
     assert open_dataset(home(d)).tokenizer.name == "x_320_bpe_a.model"

@@ -76,7 +76,7 @@ def write_recipe(run, model, train):
 def environment(): return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])}
 
 
-def run_python(*args, timeout=180): return subprocess.run([sys.executable, *map(str, args)], env=environment(), capture_output=True, text=True, timeout=timeout)
+def run_python(*args, timeout=500): return subprocess.run([sys.executable, *map(str, args)], env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 def run_ranks(world, *args, timeout=240):
