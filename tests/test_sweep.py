@@ -23,7 +23,7 @@ def test_a_sweep_names_the_run_that_failed_repeats_only_that_and_trains_once_for
     notebook = bench / "nbs" / "runs" / "record.ipynb"
     spoiled = {**runs, "pr761-seed=2": {**runs["pr761-seed=2"], "overrides": {**SMALL, "batch_tokens": 1000}}}
     said = []
-    with pytest.raises(SweepError, match="1 of 3 runs failed: pr761-seed=2 .see .*err"):
+    with pytest.raises(SweepError, match="1 of 3 runs failed: pr761-seed=2: .*batch_tokens 1000 .*.see .*err"):
         check_jobs(launch_many(spoiled, tmp_path, notebook, at_once=2, show=said.append))
     assert len(said) == 2
     first = (tmp_path / "pr761-seed=1" / "run.json").stat().st_mtime_ns

@@ -286,12 +286,25 @@ class SweepError(RuntimeError):
     def _render_traceback_(self): # shown instead of the frames
         return [f"{type(self).__name__}: {self}"]
 
+# %% ../../nbs/7_lab/sweep.ipynb #82e5a527
+def last_line(
+    log:str|Path, # what a job wrote to its standard error
+)->str:
+    "The last line of a job's log that is not submitit's own"
+    try:
+        lines = Path(log).read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    own = [line.strip() for line in lines if line.strip() and not line.startswith("submitit ")]
+    return own[-1] if own else "it left no log"
+
 # %% ../../nbs/7_lab/sweep.ipynb #ef5fd9d6
 def check_jobs(
     jobs:Mapping, # from `launch_many`
 )->None:
     "SweepError names the jobs that failed"
-    failed = [f"{name} (see {job.paths.stderr})" for name, job in jobs.items() if job.exception() is not None]
+    failed = [f"{name}: {last_line(job.paths.stderr)} (see {job.paths.stderr})"
+              for name, job in jobs.items() if job.exception() is not None]
     if failed:
         raise SweepError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}. "
                          "The others are done; launch again to repeat only these")
