@@ -144,7 +144,7 @@ def forecast(asked:dict)->int: # exit status
 def pgolf_train(
     recipe:RECIPE="",      # a name, or a file
     scale:str="full",      # full, cpu (minutes on two cores) or smoke (seconds)
-    seed:int=1,            # of weights and data order
+    seed:int=1,            # of weights and data order, whatever a recipe file says
     steps:int=0,           # steps of training; 0 = the recipe's
     set:str="",            # fields to change, e.g. "layers=4 dim=256"
     data:str="",           # dataset folder or folder of text; empty = the embedded corpus

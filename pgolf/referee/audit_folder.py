@@ -109,6 +109,7 @@ def audit_folder(
 )->AuditReport:
     "What ships, and the artifact if it is there"
     folder = Path(folder)
+    read_papers(folder) # damaged papers are refused before anything is judged
     parts, found = shipped_parts(folder), artifact_in(folder)
     if found and dataset is not None:
         others = {name: size for name, size in parts.items() if name != found}
