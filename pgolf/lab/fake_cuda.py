@@ -97,6 +97,7 @@ def _build_stub(path:Path)->None:
 # %% ../../nbs/7_lab/fake_cuda.ipynb #2b86de04
 _BOOT = ("import ctypes, sys; [ctypes.CDLL(p, mode=ctypes.RTLD_GLOBAL) for p in sys.argv[1:3]]; "
          "del sys.argv[1:3]; ")
+_END = "\nimport os, sys; sys.stdout.flush(); sys.stderr.flush(); os._exit(0)"
 
 # %% ../../nbs/7_lab/fake_cuda.ipynb #5d871bf3
 def with_fake_gpu(
@@ -109,7 +110,7 @@ def with_fake_gpu(
     with _BUILDING:
         if not path.exists(): _build_stub(path)
     library = Path(torch.__file__).parent/"lib"/"libtorch_cpu.so"
-    return [sys.executable, "-c", _BOOT + code, str(library), str(path), *args]
+    return [sys.executable, "-c", _BOOT + code + _END, str(library), str(path), *args]
 
 # %% ../../nbs/7_lab/fake_cuda.ipynb #13b44854
 class _OneFakeMode(FakeTensorMode):
