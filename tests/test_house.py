@@ -306,7 +306,7 @@ def parameters_of(recipe):
 
 
 def test_the_recipe_table_of_the_readme_says_what_the_recipes_say():
-    rows = re.findall(r"^\| `(pr\d+)` \| ([\d,]+) \| ([\d,]+) \|.*\| ([\d.]+)(?: \\[*†]+)? \| (.+) \|$",
+    rows = re.findall(r"^\| `(pr\d+)` \| ([\d,]+) \| ([\d,]+) \|.*\| ([\d.]+)(?: \\?[*†])? \| (.+) \|$",
                       (ROOT / "README.md").read_text(encoding="utf8"), re.MULTILINE)
     number = lambda text: None if text == "not known here" else float(text.strip("~").replace(",", "").replace(" M", "e6"))
     said = {name: [number(t) for t in rest] for name, *rest in rows}
