@@ -37,7 +37,7 @@ def typed(root, scripts, tmp_path):
 RANKS = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
          "MASTER_ADDR": "localhost", "MASTER_PORT": "29587", "TORCHELASTIC_RESTART_COUNT": "0",
          "TORCHELASTIC_USE_AGENT_STORE": "True"}
-LINES = ["pgolf_data embedded", "pgolf_train tiny", "pgolf_score run", "pgolf_audit tiny", "pgolf_submit run --out entry"]
+LINES = ["pgolf_data embedded", "pgolf_train tiny", "pgolf_score run", "pgolf_audit tiny", "pgolf_submit run --out entry", "pgolf_upload run me/tiny"]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -124,7 +124,7 @@ def bare(root, tmp_path_factory):
     return f"{root}{os.pathsep}{folder}"
 
 
-@pytest.mark.parametrize("name", ["pgolf_data", "pgolf_train", "pgolf_score", "pgolf_audit", "pgolf_submit"])
+@pytest.mark.parametrize("name", ["pgolf_data", "pgolf_train", "pgolf_score", "pgolf_audit", "pgolf_submit", "pgolf_upload"])
 def test_help_needs_no_extras(typed, bare, name):
     done = typed([name, "--help"], PYTHONPATH=bare)
     assert done.returncode == 0 and name in done.stdout, done.stderr

@@ -95,6 +95,7 @@ def patiently(
     ask:Callable, # without arguments
     repo:str,     # for messages
     say:Callable=str,  # called with a sentence before each wait
+    advise:Callable=advice, # error, repository -> what went wrong, and what helps
 ):
     "Ask the hub, waiting as long as it says; DownloadError where that is too long or something is wrong"
     waited = 0.0
@@ -103,7 +104,7 @@ def patiently(
         except Exception as e:
             pause = waiting(e)
             if not pause or waited + pause > MOST_WAIT:
-                raise DownloadError(f"{repo}: {advice(e, repo)}") from e
+                raise DownloadError(f"{repo}: {advise(e, repo)}") from e
             say(f"{repo}: the hub asks to wait {pause:.0f} s")
             time.sleep(pause)
             waited += pause
