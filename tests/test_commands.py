@@ -167,6 +167,7 @@ def test_a_script_beside_a_clone_called_pgolf_starts_processes(root, tmp_path):
     (["--set", '{"dim":'], "as JSON"), (["--set", '{"a":' * 100_000], "as JSON"), (["--seed", str(2**70)], "seed must be from"),
     (["--set", "dim=1000000000"], "dim is 1000000000"), (["--nproc", "0"], "nproc must be at least 1"),
     (["--steps", "-1"], "steps must be at least 0"), (["--data", "nowhere"], "nowhere"), (["--out", "/proc/x"], "/proc/x cannot be made"),
+    (["--set", "calibration=1000000000"], "tokens of calibration (calibration=1000000000"),
     (["--set", "dim=100000 heads=100 kv_heads=100"], "an artifact holds at most 268,435,456"), (["--slurm", "cluster=lsf"], "must be slurm or local")])
 def test_what_cannot_be_meant_is_a_sentence_before_anything_is_made(tmp_path, monkeypatch, capsys, words, said):
     from pgolf.lab.commands import pgolf_train

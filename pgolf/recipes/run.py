@@ -22,7 +22,7 @@ from ..ground.code import code_digest
 from ..ground.files import FileError, write_json
 from ..ground.records import Record, read_record
 from ..ground.settings import ConfigError, from_plain, setting, to_plain
-from .phases import pack_run, read_recipe, score_run, write_recipe
+from .phases import pack_run, read_recipe, refuse_long_packing, score_run, write_recipe
 from ..model.gpt import GPT
 from ..pack.reading import MAX_WEIGHTS
 from .recipe import Recipe
@@ -185,8 +185,9 @@ def check_start(
     folder:Path,   # of the run
     recipe:Recipe,
 )->None:
-    "ConfigError for a folder that cannot be made, and for a model that no file holds"
+    "ConfigError for a folder that cannot be made, packing without end, and a model that no file holds"
     check_place(folder)
+    refuse_long_packing(recipe)
     with torch.device("meta"): count = sum(p.numel() for p in GPT(recipe.model).parameters())
     if count <= MAX_WEIGHTS: return
     raise ConfigError(f"recipe {recipe.name}: the model has {count:,} parameters, an artifact holds at most "
