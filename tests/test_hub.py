@@ -231,6 +231,45 @@ def test_two_exports_of_one_repository_never_mix(hub, published, tmp_path):
     assert fetch(hub, tmp_path, 3).tokenizer == one.tokenizer  # more of the first, from its own export
 
 
+def test_an_export_at_the_top_beside_another_can_be_chosen_as_the_sentence_says(hub, published, tmp_path):
+    hub.repos[HUB] |= {p.removeprefix("datasets/"): published[p] for p in (*TRAIN, *VAL, MODEL, "datasets/manifest.json")}
+    with pytest.raises(DownloadError, match="under /, datasets: choose one with --root_prefix"):
+        fetch(hub, tmp_path)
+    assert fetch(hub, tmp_path, prefix="/").val[0].read_bytes() == published[VAL[0]]
+
+
+def test_other_text_of_the_same_tokenizer_is_not_taken_for_it(hub, published, tmp_path):
+    hub.repos[HUB] |= {p.replace("fineweb10B", "docs"): published[TRAIN[3]] for p in (*TRAIN, *VAL)}
+    assert fetch(hub, tmp_path).val[0].read_bytes() == published[VAL[0]]
+
+
+def test_a_repository_without_validation_shards_says_that(hub, tmp_path):
+    for name in VAL: del hub.repos[HUB][name]
+    with pytest.raises(DownloadError, match="no validation shards of sp320, .* name another --repo"):
+        fetch(hub, tmp_path)
+
+
+def test_shards_in_folders_of_other_names_are_refused_by_name_and_the_advice_works(hub, small_text, tmp_path, monkeypatch, capsys):
+    from pgolf.lab.commands import pgolf_data
+    from pgolf.text.corpus import folder_documents
+    made = build_dataset(folder_documents(small_text), tmp_path / "made", VOCAB, name="fineweb", progress=False)
+    odd = {f"tokens/eight/{p.name}": p.read_bytes() for p in (*made.train, *made.val)} | {"bpe.model": made.tokenizer.read_bytes()}
+    hub.repos[HUB] = odd
+    with pytest.raises(DownloadError, match="that folder is not named") as e:
+        fetch(hub, tmp_path)
+    advised = str(e.value).partition("then ")[2].split()
+    assert advised[:2] == ["pgolf_data", "DIR/tokens/eight"] and advised[2:] == ["--tokenizer", "MODEL"]
+    for name, data in odd.items():  # what the hub's own command does
+        (tmp_path / "DIR" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "DIR" / name).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    pgolf_data(advised[1], tokenizer="DIR/bpe.model")
+    assert f"{VOCAB} pieces, 1 training and 1 validation shards" in capsys.readouterr().out
+    hub.repos[HUB] = {"eight/0.bin": b"x"}
+    with pytest.raises(DownloadError, match="has eight/0.bin, and no <name>_train_000000.bin .*: name another --repo"):
+        fetch(hub, tmp_path)
+
+
 def test_the_manifest_names_the_tokenizer(hub, published, tmp_path):
     manifest = json.loads(published["datasets/manifest.json"])
     manifest["datasets"][0]["tokenizer_name"] = "mine"
