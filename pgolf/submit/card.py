@@ -6,6 +6,7 @@
 __all__ = ['card_warning', 'card_facts', 'card_findings', 'card_head', 'model_card']
 
 # %% ../../nbs/8_submit/card.ipynb #9c7c80db
+from .. import __version__
 from ..recipes.recipe import Recipe
 from .finished import FinishedRun
 from .pages import entry_title, markdown_table, method_text, scale_of, verdict_of
@@ -46,7 +47,9 @@ def card_findings(run:FinishedRun)->str:
     return markdown_table(found, ("rule", "verdict", "evidence"))
 
 # %% ../../nbs/8_submit/card.ipynb #a8ac0798
-_USE = """```sh
+_USE = """With pgolf {version}, which wrote this card:
+
+```sh
 hf download {repo} --local-dir {folder}
 pgolf_sample {folder} --prompt "The"
 pgolf_score {folder}/model.pgolf --data DATASET   # a dataset folder made with this tokenizer
@@ -66,7 +69,7 @@ def card_use(
     repo:str, # owner/name
 )->str:
     "Lines that load, sample and score the model; they need pgolf and nothing of the run"
-    return _USE.format(repo=repo, folder=repo.partition("/")[2])
+    return _USE.format(repo=repo, folder=repo.partition("/")[2], version=__version__)
 
 # %% ../../nbs/8_submit/card.ipynb #f04ad0d5
 def card_head(run:FinishedRun)->str:
