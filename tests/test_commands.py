@@ -124,6 +124,16 @@ def bare(root, tmp_path_factory):
     return f"{root}{os.pathsep}{folder}"
 
 
+@pytest.mark.parametrize("line, says", [
+    ("pgolf_data sp1024 --root-prefix datasets --shards 0", "--shards 0: ask for 1"), ("pgolf_data sp1024 --root_prefix=datasets --shards 0", "--shards 0: ask for 1"),
+    ("pgolf_train tiny --other-code --nproc 0", "nproc must be at least 1"), ("pgolf_score nowhere --any-work --nproc 0", "--nproc must be at least 1"),
+    ("pgolf_submit run --github-id me", "name the folder to make"), ("pgolf_sample nowhere --top-p 0.5", "nowhere does not exist"),
+    ("pgolf_train tiny --no-such", "unrecognized arguments: --no-such")])
+def test_an_option_of_two_words_may_be_typed_with_a_hyphen(typed, line, says):
+    done = typed(line.split())
+    assert done.returncode in (1, 2) and says in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("name", ["pgolf_data", "pgolf_train", "pgolf_score", "pgolf_audit", "pgolf_submit", "pgolf_upload"])
 def test_help_needs_no_extras(typed, bare, name):
     done = typed([name, "--help"], PYTHONPATH=bare)

@@ -270,6 +270,43 @@ def test_shards_in_folders_of_other_names_are_refused_by_name_and_the_advice_wor
         fetch(hub, tmp_path)
 
 
+@pytest.mark.parametrize("words, env, asked", [
+    ("sp1024", {}, "willdepueoai/parameter-golf"), ("sp4096", {}, "kevclark/parameter-golf"), ("sp8192", {}, "kevclark/parameter-golf"),
+    ("caseops", {}, "romeerp/parameter-golf-caseops-v1"), ("fineweb10B_sp8192_lossless_caps_caseops_v1_reserved", {}, "romeerp/parameter-golf-caseops-v1"),
+    ("sp1024 --repo me/mine", {}, "me/mine"), ("sp8192", {"MATCHED_FINEWEB_REPO_ID": "you/yours"}, "you/yours"),
+    ("sp8192 --repo me/mine", {"MATCHED_FINEWEB_REPO_ID": "you/yours"}, "me/mine")])
+def test_each_variant_is_asked_for_where_it_lies(hub, tmp_path, words, env, asked, capsys, monkeypatch):
+    from pgolf.lab.commands import pgolf_data
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("sys.argv", ["pgolf_data", *words.split(), "--root", str(tmp_path)])
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    hub.repos.clear()
+    with pytest.raises(SystemExit) as stop:
+        pgolf_data()
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and said.startswith(f"pgolf_data: {asked} cannot be listed") and said.count("\n") == 1, said
+    assert {path for _, path, _ in hub.log if "datasets" in path} == {f"/api/datasets/{asked}"}
+
+
+def test_the_command_chooses_an_export_by_its_root(hub, published, tmp_path, capsys, monkeypatch):
+    from pgolf.lab.commands import pgolf_data
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    hub.repos["me/mine"] = published | {new: published[old] for new, old in OTHER.items()}
+    words = ["pgolf_data", f"sp{VOCAB}", "--repo", "me/mine", "--root", str(tmp_path)]
+    for more, env, root in ([], {}, ""), (["--root-prefix", "other"], {}, "other/"), ([], {"MATCHED_FINEWEB_REMOTE_ROOT_PREFIX": "datasets"}, "datasets/"):
+        monkeypatch.setattr("sys.argv", [*words, *more, "--name", f"from-{root.strip('/')}"])
+        with monkeypatch.context() as here:
+            for name, value in env.items(): here.setenv(name, value)
+            try: pgolf_data()
+            except SystemExit: pass
+        said = capsys.readouterr()
+        if not root: assert "choose one with --root_prefix" in said.err
+        else:
+            made = json.loads((tmp_path / "datasets" / f"from-{root.strip('/')}_sp{VOCAB}" / DATASET_RECORD).read_text())["made"]
+            assert made["root"] == root and "1 training and 2 validation shards" in said.out, said.err
+
+
 def test_the_manifest_names_the_tokenizer(hub, published, tmp_path):
     manifest = json.loads(published["datasets/manifest.json"])
     manifest["datasets"][0]["tokenizer_name"] = "mine"

@@ -151,8 +151,8 @@ def test_no_hub_at_all(upload, run, hub, monkeypatch):
 
 
 def test_a_client_that_is_told_to_stay_offline_says_so(upload, run, dataset, tmp_path):
-    (tmp_path / "typed.py").write_text("import sys\nfrom pgolf.submit.upload import pgolf_upload\nsys.exit(pgolf_upload())\n")
-    words = [sys.executable, tmp_path / "typed.py", run, "me/tiny", "--data", dataset.train[0].parent]
+    (tmp_path / "pgolf_upload").write_text("import sys\nfrom pgolf.submit.upload import pgolf_upload\nsys.exit(pgolf_upload())\n")
+    words = [sys.executable, tmp_path / "pgolf_upload", run, "me/tiny", "--data", dataset.train[0].parent]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_mine"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "HF_HUB_OFFLINE is set" in done.stderr and done.stderr.count("\n") == 1

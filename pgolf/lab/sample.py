@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcore.script import call_parse
-
 from .. import __version__
 from ..ground.settings import ConfigError
-from .commands import VERSION, in_a_sentence
+from .commands import VERSION, in_a_sentence, shell_command
 
 # %% ../../nbs/7_lab/sample.ipynb #c2f54d1b
 @dataclass
@@ -95,7 +93,7 @@ def written(
     yield spelling.rest()
 
 # %% ../../nbs/7_lab/sample.ipynb #068f31f3
-@call_parse
+@shell_command
 def pgolf_sample(
     run:Path,              # run folder, or a .pgolf file
     prompt:str="",         # how the text begins; empty = as a document begins

@@ -297,9 +297,10 @@ def run_parser()->argparse.ArgumentParser:
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--device", default="", choices=["", "cpu", "cuda"],
                    help="default: a GPU where there is one")
-    p.add_argument("--accept-illegal", action="store_true",
+    p.add_argument("--accept-illegal", "--accept_illegal", action="store_true",
                    help="run a recipe as its author did, for study; the score is stamped")
-    p.add_argument("--any_work", action="store_true", help="score, however much the artifact asks for")
+    p.add_argument("--any_work", "--any-work", action="store_true",
+                   help="score, however much the artifact asks for")
     return p
 
 # %% ../../nbs/6_recipes/run.ipynb #118708d1

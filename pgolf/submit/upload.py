@@ -12,11 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fastcore.script import call_parse
-
 from .. import __version__
 from ..ground.settings import ConfigError
-from ..lab.commands import VERSION, in_a_sentence
+from ..lab.commands import VERSION, in_a_sentence, shell_command
 from .command import must_be_run, told_now
 
 # %% ../../nbs/8_submit/upload.ipynb #9c255327
@@ -125,7 +123,7 @@ def check_login()->None:
     raise ConfigError("log in first, with `hf auth login`, or set HF_TOKEN to a token that may write")
 
 # %% ../../nbs/8_submit/upload.ipynb #72594a67
-@call_parse
+@shell_command
 def pgolf_upload(
     run:Path,           # finished run folder
     repo:str,           # OWNER/NAME on the hub; it is made where it is missing
