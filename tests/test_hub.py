@@ -1,6 +1,6 @@
 """Downloads with the hub's real client from a local server that breaks off, shortens and corrupts."""
 
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +351,17 @@ def test_each_refusal_of_the_hub_says_what_helps(hub, tmp_path, answer, says):
     with pytest.raises(DownloadError, match=says) as e:
         fetch(hub, tmp_path)
     assert "\n" not in str(e.value) and "cannot be listed" in str(e.value)
+
+
+@pytest.mark.parametrize("repo, env, says", [
+    ("a b", {}, "a b cannot be listed: this is no name of a repository: write OWNER/NAME"), (HUB, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set, .*: unset it"),
+    (HUB, {"HF_TOKEN": "hf_é"}, "set HF_TOKEN anew")])
+def test_what_the_client_refuses_by_itself_says_what_helps(tmp_path, repo, env, says):
+    code = ("import sys\nfrom pgolf.text.data import DatasetError, download_dataset\n"
+            "try: download_dataset('sp1024', sys.argv[1], repo=sys.argv[2], progress=False)\nexcept DatasetError as e: print(e)")
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).resolve().parents[1]), **env}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, repo], env=env, capture_output=True, text=True, timeout=60)
+    assert re.search(says, done.stdout) and done.stdout.count("\n") == 1, done.stdout + done.stderr
 
 
 def test_a_busy_hub_is_waited_for(hub, published, tmp_path, monkeypatch):

@@ -81,8 +81,6 @@ def upload_advice(
     "What went wrong, and what helps who wants to write"
     from pgolf.text.remote import advice
     status, owner = getattr(answer_of(e), "status_code", 0), repo.partition("/")[0]
-    if type(e).__name__ == "OfflineModeIsEnabled":
-        return "HF_HUB_OFFLINE is set, so nothing is sent: unset it"
     if status == 401:
         return "the hub does not know this token (401): log in with `hf auth login`, or set HF_TOKEN anew"
     if status in (403, 404):
