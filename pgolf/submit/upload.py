@@ -6,7 +6,6 @@
 __all__ = ['SENT', 'check_repo', 'tokenizer_of', 'lay_out', 'answer_of', 'upload_advice', 'send', 'pgolf_upload']
 
 # %% ../../nbs/8_submit/upload.ipynb #9dc77ba6
-import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -60,7 +59,6 @@ def lay_out(
     tokenizer, checked = tokenizer_of(run, data), check_text(run, data)
     if audit: run = audited(run, data)
     out = folder/"hub"
-    shutil.rmtree(out, ignore_errors=True)
     for name in SENT[1:-1]: write_atomic(out/name, (folder/name).read_bytes())
     write_atomic(out/"tokenizer.model", tokenizer.read_bytes())
     write_atomic(out/"README.md", model_card(run, repo, checked).encode())
