@@ -183,7 +183,8 @@ def test_a_score_of_other_text_goes_nowhere(hub, upload, run, small_text, tmp_pa
 def test_the_referees_findings_are_on_the_card_when_it_is_asked(hub, upload, run):
     assert upload(run, dry=True, audit=True)[0] == 0
     page = (run / "hub" / "README.md").read_text()
-    assert "| rule | verdict | evidence |" in page and "not audited" not in page and "| one-model |" in page.replace("_", "-")
+    assert "| rule | verdict | evidence |" in page and "not audited" not in page and "| causal | pass |" in page
+    assert str(run.parent) not in page
 
 
 def test_a_card_never_quotes_what_somebody_wrote_into_the_folder(hub, upload, run):
