@@ -233,8 +233,10 @@ ENDLESS_PACKING = [({"calibration": 10**9}, "tokens of calibration"), ({"predict
 
 @pytest.mark.parametrize("more, says", ENDLESS_PACKING)
 def test_packing_without_end_is_refused_before_the_training_and_by_who_packs(whole, tmp_path, capsys, more, says):
+    from pgolf.ground.settings import ConfigError
     from pgolf.lab.commands import pgolf_train
-    from pgolf.recipes.run import run_main
+    from pgolf.recipes.phases import pack_run
+    from pgolf.text.dataset import open_dataset
     home = shutil.copytree(whole, tmp_path / "home")
     recipe = json.loads((home / "run" / "recipe.json").read_text())
     recipe |= {"quant": recipe["quant"] | more} if "coder" in more else more
@@ -244,9 +246,10 @@ def test_packing_without_end_is_refused_before_the_training_and_by_who_packs(who
     assert code == 1 and "packing would take" in said and says in said and said.count("\n") == 1, said
     assert not (tmp_path / "new").exists()
     (home / "run" / "recipe.json").write_text(mine.read_text())
-    (home / "run" / "weights.pt").unlink()
-    code, said = status(lambda: run_main(["pack", str(home / "run"), "--device", "cpu", "--accept-illegal"]), capsys)
-    assert code == 1 and "packing would take" in said and says in said and said.count("\n") == 1, said
+    (home / "run" / "weights.pt").unlink()  # it is refused before they are read
+    with pytest.raises(ConfigError, match="packing would take") as refused:
+        pack_run(home / "run", open_dataset(next((home / "data" / "datasets").iterdir())), accept_illegal=True)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_no_recipe_comes_near_the_limits():
