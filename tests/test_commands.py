@@ -206,6 +206,16 @@ def test_what_a_phase_says_of_its_failure_is_said_once(tmp_path, monkeypatch):
     assert shown == ["start"] and str(failed.value) == f"train: a shard is gone: fetch it (all lines: {run.folder / 'train.log'})"
 
 
+def test_a_phase_before_its_time_says_what_is_missing(tmp_path):
+    from pgolf.ground.settings import ConfigError
+    from pgolf.recipes.phases import pack_run, score_run, write_recipe
+    from pgolf.recipes.recipes import get
+    write_recipe(get("tiny", "smoke"), tmp_path / "run")
+    for phase, name in ((pack_run, "weights.pt"), (score_run, "model.pgolf")):
+        with pytest.raises(ConfigError, match=f"run has no {name} yet: give the command that began the run again"):
+            phase(tmp_path / "run", None)
+
+
 def test_without_a_recipe_all_are_listed(typed, tmp_path):
     done = typed(["pgolf_train"])
     assert done.returncode == 1 and "tiny, pr761" in done.stderr and done.stderr.count("\n") == 1

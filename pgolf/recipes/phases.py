@@ -85,6 +85,7 @@ def _accept_study(recipe:Recipe, accept_illegal:bool):
 
 def _weights_to_pack(recipe:Recipe, run:Path, dataset:Dataset, device:torch.device)->GPT:
     "Trained weights, on the device; adapted to the validation set where the recipe's author did so"
+    require_earlier(run, "weights.pt")
     model = load_weights(run/"weights.pt", device)
     for way in recipe.predict: model = way.before_packing(model, dataset.val_ids)
     return model
@@ -95,6 +96,16 @@ def refuse_long_packing(recipe:Recipe)->None:
     lessons = sum(way.passes_before_packing() for way in recipe.predict)
     try: refuse_endless_packing(recipe.quant, recipe.calibration, recipe.train.seq_len, lessons)
     except ConfigError as e: raise ConfigError(f"recipe {recipe.name}: {e}") from None
+
+# %% ../../nbs/6_recipes/phases.ipynb #32daad47
+def require_earlier(
+    run:Path,
+    name:str, # of a file
+)->None:
+    "ConfigError where an earlier phase has not left its file"
+    if (run/name).is_file(): return
+    again = "give the command that began the run again, it goes on from there"
+    raise ConfigError(f"{run} has no {name} yet: {again}")
 
 # %% ../../nbs/6_recipes/phases.ipynb #39bbddd4
 def best_device()->torch.device:
@@ -216,6 +227,7 @@ def score_run(
     any_work:bool=False,           # as for `score_artifact`
 )->Score:
     "Score a run folder's artifact: model.pgolf -> score.json and positions.npz"
+    require_earlier(Path(run), "model.pgolf")
     data = (Path(run)/"model.pgolf").read_bytes()
     seconds = read_recipe(run).eval_seconds
     score = score_artifact(data, dataset, progress, accept_illegal, device, seconds, any_work)
