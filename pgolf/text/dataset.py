@@ -154,7 +154,7 @@ def open_dataset(
     model = Path(tokenizer) if tokenizer else find_tokenizer(folder, stem, val, size or vocab, rest)
     pieces = load_tokenizer(model).vocab_size()
     promised = [("the name of the folder says", size, "put the tokenizer that made its shards into it"),
-                ("asked for were", vocab, f"ask for {pieces}, or use another dataset")]
+                ("asked for was a vocabulary of", vocab, f"ask for {pieces}, or use another dataset")]
     for who, n, remedy in promised:
         if n in (None, pieces): continue
         has = f"its tokenizer {model.name} has {pieces}"
