@@ -26,11 +26,11 @@ $(STAMP): setup.py settings.ini constraints.txt
 	@touch $@
 
 run: $(STAMP)    ## train, pack, reload and score the tiny model; ends with the result table
-	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
+	$(BIN)/python -m pgolf.lab.execute nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
 	  -p recipe $(RECIPE) -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
 
 try-me: $(STAMP) ## the same as run, at the smallest size: a first look in under a minute
-	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE)-smoke.ipynb \
+	$(BIN)/python -m pgolf.lab.execute nbs/runs/record.ipynb out/record-$(RECIPE)-smoke.ipynb \
 	  -p recipe $(RECIPE) -p scale smoke -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
 
 try: $(STAMP)    ## NB=2_model/xsa: export that notebook, run it, and take every recipe through a small run

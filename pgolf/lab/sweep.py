@@ -136,7 +136,8 @@ def record_command(
     text = lambda v: json.dumps(v) if isinstance(v, (dict, list)) else str(v)
     given = {k: text(v) for k, v in {**parameters, "out": out}.items() if v != {}}
     asked = [word for k, v in given.items() for word in ("-p", k, v)]
-    return [sys.executable, "-m", "papermill", str(notebook), f"{out}.ipynb", "--no-progress-bar", *asked]
+    command = [sys.executable, "-m", "pgolf.lab.execute", str(notebook), f"{out}.ipynb"]
+    return [*command, "--no-progress-bar", *asked]
 
 # %% ../../nbs/7_lab/sweep.ipynb #91241c42
 def is_finished(
