@@ -1,7 +1,7 @@
 """One yardstick for the smallest file: bytes of the whole artifact against lost bits per byte, for the same trained weights.
 
-    python -m benchmarks.rate RUN --data DATASET              # every plan at several steps; bytes at equal loss, loss at equal bytes
-    python -m benchmarks.rate RUN --data DATASET --only parts # what the scales and each control need
+    python -m benchmarks.rate RUN --data DATASET        # every plan at several steps; bytes at equal loss, loss at equal bytes
+    python -m benchmarks.rate RUN --data DATASET --more # only the points that the kept record lacks
 
 Every plan is packed into our container. PR 1536 and PR 2135 pack one stream, byte-shuffled, with brotli and with lrzip; here each tensor
 is a blob of its own, under the coders named in the plan's line. Losses are counted on the validation split and on training text that the
@@ -25,7 +25,6 @@ from pgolf.pack.ans import Ans
 from pgolf.pack.artifact import pack_state
 from pgolf.pack.auto import Auto
 from pgolf.pack.floats import Fp16
-from pgolf.pack.grid import Codes
 from pgolf.pack.ledger import inspect
 from pgolf.pack.levers import stretch_all
 from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
@@ -184,36 +183,16 @@ def plans(stick, known):
     return {"equal_move": moved, "equal_bytes": at["bytes"], "table": table_of(curves, moved, at["bytes"]), "curves": curves}
 
 
-def parts(stick, known):
-    "What scales and controls need: steps of an octave, and each control alone beside weights as they are"
-    rows = with_columns(PRICED, False).replace(coder=OUR_CODERS)
-    steps = {n: stick.packed(with_steps(rows, n)) for n in (0, 1, 2, 4, 8)}
-    exact = {k: p.detach() for k, p in stick.model.named_parameters()}
-    roles, sensitivity = stick.model.roles(), stick.moments["sensitivity"]
-    controls = {}
-    for name, w in exact.items():
-        if roles[name] != "control": continue
-        stored = PRICED.control.store(w, name, None, sensitivity.get(name))
-        coded = isinstance(stored, Codes)
-        moved = stick.lost(exact | {name: stored})["moved_bits_per_byte"]
-        controls[name] = {"numbers": w.numel(), "stored": "codes" if coded else "fp16", "moved_bits_per_byte": moved}
-        if coded: controls[name]["codes_used"] = len(stored.codes.unique())
-    return {"steps_an_octave": steps, "controls": controls}
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--only", choices=["plans", "parts"])
     parser.add_argument("--name", default="")
     parser.add_argument("--more", action="store_true", help="measure only the points that the kept record lacks")
     a = parser.parse_args()
     stick = Yardstick(a.run, a.data)
     about = {"parameters": stick.parameters, "bytes_of_text": stick.bytes, "calibration_cpu_seconds": stick.calibration_seconds}
-    for what, measure in (("plans", plans), ("parts", parts)):
-        if a.only in (None, what):
-            name = f"rate_{what}_{a.name or Path(a.run).name}"
-            kept = RESULTS / f"{name}.json"
-            known = json.loads(kept.read_text())["curves"] if a.more and kept.exists() else {}
-            save(name, about | measure(stick, known) | {"environment": environment()})
+    name = f"rate_plans_{a.name or Path(a.run).name}"
+    kept = RESULTS / f"{name}.json"
+    known = json.loads(kept.read_text())["curves"] if a.more and kept.exists() else {}
+    save(name, about | plans(stick, known) | {"environment": environment()})
