@@ -232,7 +232,7 @@ def goes_on(run:Run, identity:dict, other_code:bool)->bool:
     if different == ["code"] and not other_code:
         theirs = facts["settings"].get("code")
         raise ConfigError(f"{run.folder} holds half a run of other code ({theirs}, now {identity['code']}): "
-                          "name a new folder in out, or go on all the same with other_code=True, --other_code")
+                          "name a new folder in out, or go on all the same with other_code (--other_code)")
     return different in ([], ["code"])
 
 def make_way(folder:Path)->Path:
