@@ -107,7 +107,7 @@ def pgolf_data(
     shards:int=1,       # training shards of 100 million tokens to download
     root:Path="data",   # where datasets and tokenizers lie
     name:str="",        # of the dataset; empty = after the folder, the file or the publication
-    transform:str="",   # of the text before it is encoded: caseops, or empty
+    transform:str="",   # of the text before it is encoded: caseops, caseops_fused, or empty
     tokenizer:str="",   # model that made the shards of a folder, where it is not found; it is copied there
     repo:str="",        # dataset repository on the hub; empty = $MATCHED_FINEWEB_REPO_ID, or the challenge's
     root_prefix:str="", # of an export there; empty = $MATCHED_FINEWEB_REMOTE_ROOT_PREFIX, or the only one
