@@ -177,13 +177,17 @@ def _note_kernel(ledger:Ledger, func, arguments:tuple, ins:list, outs:list)->Non
 _ALONE = ("embedding_dense_backward", "index_put", "index_add", "scatter", "sort", "cumsum", "topk",
           "multinomial")
 
+def _into_constant(node)->bool:
+    "Is it a number scattered into a constant? Inductor computes that place by place"
+    return node.target is torch.ops.aten.scatter.value and node.args[0].target is torch.ops.aten.full.default
+
 def _kind(node)->str: # "outside", "view", "product" or "fused"
     "What a compiler makes of a node"
     if node.op != "call_function": return "outside"
     if node.target is operator.getitem or moves_nothing(node.target): return "view"
     base = node.target.__name__.split(".")[0]
     alone = base in PRODUCTS or node.target.namespace == "pgolf_dry" or base.startswith(_ALONE)
-    return "product" if alone else "fused"
+    return "product" if alone and not _into_constant(node) else "fused"
 
 def _values(node)->list:
     "The tensors that a node gives"
