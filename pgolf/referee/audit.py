@@ -89,10 +89,11 @@ def predictor_facts(
     if thorough:
         facts.later(again_nats=lambda case, cfg: blind_losses(case, ids, cfg),
                     future_nats=lambda case, cfg: other_future(case, ids, cfg, lambda: None))
-    if given.get("cage") and windows is None: carry_away(facts)
+    facts.lack(**LACKS)
+    if windows is not None: facts.lack(caged="windows made by hand are not coded")
+    elif given.get("cage"): carry_away(facts)
     if claim is not None: facts.known["claim"] = claim
     if train is not None: facts.known |= {"train_streams": train, "train_sample": first_tokens(iter(train))}
-    facts.lack(**LACKS)
     return facts
 
 # %% ../../nbs/9_referee/audit.ipynb #ea38a242
