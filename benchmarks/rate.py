@@ -68,7 +68,9 @@ PLANS = { # -> plan, stretches of its grids
     "PR 2135's codes, our coder": (get("pr2135").quant.replace(coder=OUR_CODERS), FINER),
     BEFORE: (before(PRICED).replace(coder=OUR_CODERS), COARSER),
     ROWS: (with_columns(PRICED, False).replace(coder=OUR_CODERS), COARSER),
-    OURS: (PRICED.replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0))}
+    OURS: (PRICED.replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0)),
+    "ours, a step for every column of the tied embedding too": (
+        PRICED.replace(coder=OUR_CODERS, embed=PRICED.embed.replace(columns=True)), (1.0,))}
 
 
 def changed(plan, by):
