@@ -20,17 +20,17 @@ $(STAMP): setup.py settings.ini constraints.txt
 	  { echo "pgolf needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "cannot make $(VENV): install the venv module (Debian: apt install python3-venv)"; exit 1; }
-	@echo "installing into $(VENV), about a minute"
+	@echo "installing into $(VENV): one to three minutes without a word"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lab,dev]' -c constraints.txt \
 	  --config-settings editable_mode=compat
 	@touch $@
 
 run: $(STAMP)    ## train, pack, reload and score the tiny model; ends with the result table
-	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
+	$(BIN)/python -m pgolf.lab.execute nbs/runs/record.ipynb out/record-$(RECIPE).ipynb \
 	  -p recipe $(RECIPE) -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
 
 try-me: $(STAMP) ## the same as run, at the smallest size: a first look in under a minute
-	$(BIN)/papermill nbs/runs/record.ipynb out/record-$(RECIPE)-smoke.ipynb \
+	$(BIN)/python -m pgolf.lab.execute nbs/runs/record.ipynb out/record-$(RECIPE)-smoke.ipynb \
 	  -p recipe $(RECIPE) -p scale smoke -p seed $(SEED) --no-progress-bar --stdout-file - --stderr-file -
 
 try: $(STAMP)    ## NB=2_model/xsa: export that notebook, run it, and take every recipe through a small run
@@ -66,5 +66,5 @@ docs: $(STAMP)   ## the site, into _docs: notebooks, API, records; installs mkdo
 check-docs:      ## every page of _docs in Chromium, at desk and at phone width
 	$(BIN)/python tools/check_docs.py
 
-readme: $(STAMP) ## only README.md, from nbs/index.ipynb
+readme: $(STAMP) ## only README.md, from nbs/index.ipynb, and its pictures of records
 	$(BIN)/python tools/readme.py

@@ -527,7 +527,7 @@ def test_a_copy_is_made_of_what_is_handed_over(ground):
 def test_the_referee_notebook_runs_and_keeps_its_record(bench, tmp_path):
     out = tmp_path / "referee"
     words = [w for name, value in {"out": str(out), "quick": "True"}.items() for w in ("-p", name, value)]
-    command = [sys.executable, "-m", "papermill", "nbs/runs/referee.ipynb", str(tmp_path / "done.ipynb"), "--no-progress-bar", *words]
+    command = [sys.executable, "-m", "pgolf.lab.execute", "nbs/runs/referee.ipynb", str(tmp_path / "done.ipynb"), "--no-progress-bar", *words]
     done = subprocess.run(command, cwd=bench, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((out / "referee.json").read_text())

@@ -151,13 +151,13 @@ def test_two_tokenizers_are_told_apart_by_the_tokens(docs, tmp_path):
 # ---- bytes of the original ----
 
 
-@pytest.fixture()
-def cased(tmp_path):
+@pytest.fixture(params=["caseops", "caseops_fused"])
+def cased(request, tmp_path):
     rng = np.random.default_rng(0)
     text = lambda: " ".join(w.title() if rng.random() < 0.2 else w.upper() if rng.random() < 0.1 else w
                             for w in rng.choice(WORDS, 200)) + " iPhone \ue001 caf\u00e9\n"
     docs = [(f"doc{i}", text()) for i in range(60)]
-    d = build_dataset(docs, tmp_path, 330, name="x", transform="caseops")
+    d = build_dataset(docs, tmp_path, 330, name="x", transform=request.param)
     survey = survey_documents(docs)
     return d, [t for (_, t), scored in zip(docs, survey.val(0.05)) if scored]
 
@@ -169,7 +169,8 @@ def total(d):
 
 def test_a_marked_dataset_counts_the_bytes_of_the_original(cased):
     d, texts = cased
-    assert home(d).name == "x_caseops_sp330" and d.sidecar[0].name == "x_caseops_val_bytes_000000.bin"
+    assert re.fullmatch("x_caseops(_fused)?_sp330", home(d).name)
+    assert d.sidecar[0].name == home(d).name.replace("_sp330", "_val_bytes_000000.bin")
     assert total(d) == sum(len(t.encode()) for t in texts) < sum(len(mark_case(t).encode()) for t in texts)
     table, ids = d.byte_table(), d.val_ids()
     assert table.count(ids[:50], ids[1:51]).tolist() == read_shard(d.sidecar[0])[1:51].tolist()
@@ -199,7 +200,7 @@ def test_a_sidecar_is_never_left_aside(cased, hurt, says):
     if hurt == "renamed":
         path.rename(path.with_name("other_val_bytes_000000.bin"))
     if hurt == "one too many":
-        write_shard(path.with_name("x_caseops_val_bytes_000001.bin"), each)
+        write_shard(path.with_name(path.name.replace("000000", "000001")), each)
     with pytest.raises(ValueError, match=says):
         open_dataset(home(d)).byte_table()
 

@@ -37,7 +37,7 @@ def typed(root, scripts, tmp_path):
 RANKS = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
          "MASTER_ADDR": "localhost", "MASTER_PORT": "29587", "TORCHELASTIC_RESTART_COUNT": "0",
          "TORCHELASTIC_USE_AGENT_STORE": "True"}
-LINES = ["pgolf_data embedded", "pgolf_train tiny", "pgolf_score run", "pgolf_audit tiny", "pgolf_submit run --out entry"]
+LINES = ["pgolf_data embedded", "pgolf_train tiny", "pgolf_score run", "pgolf_audit tiny", "pgolf_submit run --out entry", "pgolf_upload run me/tiny"]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -124,7 +124,17 @@ def bare(root, tmp_path_factory):
     return f"{root}{os.pathsep}{folder}"
 
 
-@pytest.mark.parametrize("name", ["pgolf_data", "pgolf_train", "pgolf_score", "pgolf_audit", "pgolf_submit"])
+@pytest.mark.parametrize("line, says", [
+    ("pgolf_data sp1024 --root-prefix datasets --shards 0", "--shards 0: ask for 1"), ("pgolf_data sp1024 --root_prefix=datasets --shards 0", "--shards 0: ask for 1"),
+    ("pgolf_train tiny --other-code --nproc 0", "nproc must be at least 1"), ("pgolf_score nowhere --any-work --nproc 0", "--nproc must be at least 1"),
+    ("pgolf_submit run --github-id me", "name the folder to make"), ("pgolf_sample nowhere --top-p 0.5", "nowhere does not exist"),
+    ("pgolf_train tiny --no-such", "unrecognized arguments: --no-such")])
+def test_an_option_of_two_words_may_be_typed_with_a_hyphen(typed, line, says):
+    done = typed(line.split())
+    assert done.returncode in (1, 2) and says in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["pgolf_data", "pgolf_train", "pgolf_score", "pgolf_audit", "pgolf_submit", "pgolf_upload"])
 def test_help_needs_no_extras(typed, bare, name):
     done = typed([name, "--help"], PYTHONPATH=bare)
     assert done.returncode == 0 and name in done.stdout, done.stderr
@@ -164,9 +174,10 @@ def test_a_script_beside_a_clone_called_pgolf_starts_processes(root, tmp_path):
 
 @pytest.mark.parametrize("words, said", [
     (["--set", "dim=8 dim=16"], "dim stands 2 times"), (["--set", '{"dim": 8, "dim": 16}'], "dim stands 2 times"),
-    (["--set", '{"dim":'], "as JSON"), (["--set", '{"a":' * 100_000], "as JSON"), (["--seed", str(2**70)], "seed must be from"),
+    (["--set", '{"dim":'], "as JSON"), (["--set", '{"a":' * 100_000], "as JSON"), (["--set", "[" * 200_000], "write name=value"), (["--set", "layers=" + "-" * 100_000 + "1"], "layers is '---"), (["--seed", str(2**70)], "seed must be from"),
     (["--set", "dim=1000000000"], "dim is 1000000000"), (["--nproc", "0"], "nproc must be at least 1"),
     (["--steps", "-1"], "steps must be at least 0"), (["--data", "nowhere"], "nowhere"), (["--out", "/proc/x"], "/proc/x cannot be made"),
+    (["--set", "calibration=1000000000"], "tokens of calibration (calibration=1000000000"),
     (["--set", "dim=100000 heads=100 kv_heads=100"], "an artifact holds at most 268,435,456"), (["--slurm", "cluster=lsf"], "must be slurm or local")])
 def test_what_cannot_be_meant_is_a_sentence_before_anything_is_made(tmp_path, monkeypatch, capsys, words, said):
     from pgolf.lab.commands import pgolf_train
@@ -176,7 +187,7 @@ def test_what_cannot_be_meant_is_a_sentence_before_anything_is_made(tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         pgolf_train("tiny", **asked)
     err = capsys.readouterr().err
-    assert stop.value.code == 1 and said in err and err.count("\n") == 1, err
+    assert stop.value.code == 1 and said in err and err.count("\n") == 1 and len(err) < 1000, err[:1000]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,6 +204,16 @@ def test_what_a_phase_says_of_its_failure_is_said_once(tmp_path, monkeypatch):
     with pytest.raises(CommandError) as failed:
         conductor.conduct(run, "train", show=shown.append)
     assert shown == ["start"] and str(failed.value) == f"train: a shard is gone: fetch it (all lines: {run.folder / 'train.log'})"
+
+
+def test_a_phase_before_its_time_says_what_is_missing(tmp_path):
+    from pgolf.ground.settings import ConfigError
+    from pgolf.recipes.phases import pack_run, score_run, write_recipe
+    from pgolf.recipes.recipes import get
+    write_recipe(get("tiny", "smoke"), tmp_path / "run")
+    for phase, name in ((pack_run, "weights.pt"), (score_run, "model.pgolf")):
+        with pytest.raises(ConfigError, match=f"run has no {name} yet: give the command that began the run again"):
+            phase(tmp_path / "run", None)
 
 
 def test_without_a_recipe_all_are_listed(typed, tmp_path):

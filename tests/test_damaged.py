@@ -227,7 +227,33 @@ def test_who_means_it_may_have_it(whole, light, tmp_path, capsys):
     assert status(lambda: pgolf_score(file, data=data, any_work=True), capsys) == (1, "pgolf_score: the work begins here\n")
 
 
+ENDLESS_PACKING = [({"calibration": 10**9}, "tokens of calibration"), ({"predict": [{"kind": "prequant", "epochs": 10**9}]}, "before packing"),
+                   ({"coder": {"kind": "auto", "coders": [{"kind": "brotli"}] * 1000}}, "repairs and coders in the plan")]
+
+
+@pytest.mark.parametrize("more, says", ENDLESS_PACKING)
+def test_packing_without_end_is_refused_before_the_training_and_by_who_packs(whole, tmp_path, capsys, more, says):
+    from pgolf.ground.settings import ConfigError
+    from pgolf.lab.commands import pgolf_train
+    from pgolf.recipes.phases import pack_run
+    from pgolf.text.dataset import open_dataset
+    home = shutil.copytree(whole, tmp_path / "home")
+    recipe = json.loads((home / "run" / "recipe.json").read_text())
+    recipe |= {"quant": recipe["quant"] | more} if "coder" in more else more
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(recipe))
+    code, said = status(lambda: pgolf_train(str(mine), data=str(next((home / "data" / "datasets").iterdir())), out=str(tmp_path / "new")), capsys)
+    assert code == 1 and "packing would take" in said and says in said and said.count("\n") == 1, said
+    assert not (tmp_path / "new").exists()
+    (home / "run" / "recipe.json").write_text(mine.read_text())
+    (home / "run" / "weights.pt").unlink()  # it is refused before they are read
+    with pytest.raises(ConfigError, match="packing would take") as refused:
+        pack_run(home / "run", open_dataset(next((home / "data" / "datasets").iterdir())), accept_illegal=True)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_no_recipe_comes_near_the_limits():
+    from pgolf.pack.work import asked_of_packing
     from pgolf.recipes import get, names
     from pgolf.score.work import MOST_AT_ONCE, MOST_PASSES, largest_query, total_passes
     for name in names():
@@ -235,3 +261,6 @@ def test_no_recipe_comes_near_the_limits():
         for n in (10**5, 62_000_000):
             assert sum(total_passes(recipe.eval, recipe.predict, n).values()) < MOST_PASSES / 5, name
             assert largest_query(recipe.eval, n) < MOST_AT_ONCE / 4, name
+        lessons = sum(way.passes_before_packing() for way in recipe.predict)
+        for what, asked, most in asked_of_packing(recipe.quant, recipe.calibration, recipe.train.seq_len, lessons):
+            assert asked < most / 8, (name, what)

@@ -308,7 +308,7 @@ def test_opening_what_does_not_fit_is_refused(built, tmp_path):
 
     no(tmp_path / "gone", "no dataset at .*build_dataset.*download_dataset")
     no(tmp_path, "no train shards")
-    no(home(built), "this run says 1024 pieces, .* has 320", vocab=1024)
+    no(home(built), "asked for was a vocabulary of 1024 pieces, .* has 320: ask for 320, or use another", vocab=1024)
     (lone := tmp_path / "some_sp320").mkdir()
     for p in built.train + built.val:
         (lone / p.name).write_bytes(p.read_bytes())

@@ -1,6 +1,6 @@
 """Downloads with the hub's real client from a local server that breaks off, shortens and corrupts."""
 
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +231,82 @@ def test_two_exports_of_one_repository_never_mix(hub, published, tmp_path):
     assert fetch(hub, tmp_path, 3).tokenizer == one.tokenizer  # more of the first, from its own export
 
 
+def test_an_export_at_the_top_beside_another_can_be_chosen_as_the_sentence_says(hub, published, tmp_path):
+    hub.repos[HUB] |= {p.removeprefix("datasets/"): published[p] for p in (*TRAIN, *VAL, MODEL, "datasets/manifest.json")}
+    with pytest.raises(DownloadError, match="under /, datasets: choose one with --root_prefix"):
+        fetch(hub, tmp_path)
+    assert fetch(hub, tmp_path, prefix="/").val[0].read_bytes() == published[VAL[0]]
+
+
+def test_other_text_of_the_same_tokenizer_is_not_taken_for_it(hub, published, tmp_path):
+    hub.repos[HUB] |= {p.replace("fineweb10B", "docs"): published[TRAIN[3]] for p in (*TRAIN, *VAL)}
+    assert fetch(hub, tmp_path).val[0].read_bytes() == published[VAL[0]]
+
+
+def test_a_repository_without_validation_shards_says_that(hub, tmp_path):
+    for name in VAL: del hub.repos[HUB][name]
+    with pytest.raises(DownloadError, match="no validation shards of sp320, .* name another --repo"):
+        fetch(hub, tmp_path)
+
+
+def test_shards_in_folders_of_other_names_are_refused_by_name_and_the_advice_works(hub, small_text, tmp_path, monkeypatch, capsys):
+    from pgolf.lab.commands import pgolf_data
+    from pgolf.text.corpus import folder_documents
+    made = build_dataset(folder_documents(small_text), tmp_path / "made", VOCAB, name="fineweb", progress=False)
+    odd = {f"tokens/eight/{p.name}": p.read_bytes() for p in (*made.train, *made.val)} | {"bpe.model": made.tokenizer.read_bytes()}
+    hub.repos[HUB] = odd
+    with pytest.raises(DownloadError, match="that folder is not named") as e:
+        fetch(hub, tmp_path)
+    advised = str(e.value).partition("then ")[2].split()
+    assert advised[:2] == ["pgolf_data", "DIR/tokens/eight"] and advised[2:] == ["--tokenizer", "MODEL"]
+    for name, data in odd.items():  # what the hub's own command does
+        (tmp_path / "DIR" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "DIR" / name).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    pgolf_data(advised[1], tokenizer="DIR/bpe.model")
+    assert f"{VOCAB} pieces, 1 training and 1 validation shards" in capsys.readouterr().out
+    hub.repos[HUB] = {"eight/0.bin": b"x"}
+    with pytest.raises(DownloadError, match="has eight/0.bin, and no <name>_train_000000.bin .*: name another --repo"):
+        fetch(hub, tmp_path)
+
+
+@pytest.mark.parametrize("words, env, asked", [
+    ("sp1024", {}, "willdepueoai/parameter-golf"), ("sp4096", {}, "kevclark/parameter-golf"), ("sp8192", {}, "kevclark/parameter-golf"),
+    ("caseops", {}, "romeerp/parameter-golf-caseops-v1"), ("fineweb10B_sp8192_lossless_caps_caseops_v1_reserved", {}, "romeerp/parameter-golf-caseops-v1"),
+    ("sp1024 --repo me/mine", {}, "me/mine"), ("sp8192", {"MATCHED_FINEWEB_REPO_ID": "you/yours"}, "you/yours"),
+    ("sp8192 --repo me/mine", {"MATCHED_FINEWEB_REPO_ID": "you/yours"}, "me/mine")])
+def test_each_variant_is_asked_for_where_it_lies(hub, tmp_path, words, env, asked, capsys, monkeypatch):
+    from pgolf.lab.commands import pgolf_data
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("sys.argv", ["pgolf_data", *words.split(), "--root", str(tmp_path)])
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    hub.repos.clear()
+    with pytest.raises(SystemExit) as stop:
+        pgolf_data()
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and said.startswith(f"pgolf_data: {asked} cannot be listed") and said.count("\n") == 1, said
+    assert {path for _, path, _ in hub.log if "datasets" in path} == {f"/api/datasets/{asked}"}
+
+
+def test_the_command_chooses_an_export_by_its_root(hub, published, tmp_path, capsys, monkeypatch):
+    from pgolf.lab.commands import pgolf_data
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    hub.repos["me/mine"] = published | {new: published[old] for new, old in OTHER.items()}
+    words = ["pgolf_data", f"sp{VOCAB}", "--repo", "me/mine", "--root", str(tmp_path)]
+    for more, env, root in ([], {}, ""), (["--root-prefix", "other"], {}, "other/"), ([], {"MATCHED_FINEWEB_REMOTE_ROOT_PREFIX": "datasets"}, "datasets/"):
+        monkeypatch.setattr("sys.argv", [*words, *more, "--name", f"from-{root.strip('/')}"])
+        with monkeypatch.context() as here:
+            for name, value in env.items(): here.setenv(name, value)
+            try: pgolf_data()
+            except SystemExit: pass
+        said = capsys.readouterr()
+        if not root: assert "choose one with --root_prefix" in said.err
+        else:
+            made = json.loads((tmp_path / "datasets" / f"from-{root.strip('/')}_sp{VOCAB}" / DATASET_RECORD).read_text())["made"]
+            assert made["root"] == root and "1 training and 2 validation shards" in said.out, said.err
+
+
 def test_the_manifest_names_the_tokenizer(hub, published, tmp_path):
     manifest = json.loads(published["datasets/manifest.json"])
     manifest["datasets"][0]["tokenizer_name"] = "mine"
@@ -275,6 +351,17 @@ def test_each_refusal_of_the_hub_says_what_helps(hub, tmp_path, answer, says):
     with pytest.raises(DownloadError, match=says) as e:
         fetch(hub, tmp_path)
     assert "\n" not in str(e.value) and "cannot be listed" in str(e.value)
+
+
+@pytest.mark.parametrize("repo, env, says", [
+    ("a b", {}, "a b cannot be listed: this is no name of a repository: write OWNER/NAME"), (HUB, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set, .*: unset it"),
+    (HUB, {"HF_TOKEN": "hf_é"}, "set HF_TOKEN anew")])
+def test_what_the_client_refuses_by_itself_says_what_helps(tmp_path, repo, env, says):
+    code = ("import sys\nfrom pgolf.text.data import DatasetError, download_dataset\n"
+            "try: download_dataset('sp1024', sys.argv[1], repo=sys.argv[2], progress=False)\nexcept DatasetError as e: print(e)")
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).resolve().parents[1]), **env}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, repo], env=env, capture_output=True, text=True, timeout=60)
+    assert re.search(says, done.stdout) and done.stdout.count("\n") == 1, done.stdout + done.stderr
 
 
 def test_a_busy_hub_is_waited_for(hub, published, tmp_path, monkeypatch):

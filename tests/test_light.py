@@ -54,6 +54,7 @@ SLIPS = {
     "pgolf_audit tiny --scale smok": "the scales are full, cpu, smoke",
     "pgolf_submit nowhere --out entry": "it is no run folder",
     "pgolf_submit run": "name the folder to make",
+    "pgolf_upload nowhere me/tiny": "it is no run folder",
     "pgolf_runs nowhere": "does not exist",
     "pgolf_compare one": "name two or more",
 }

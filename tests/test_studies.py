@@ -21,7 +21,7 @@ def study(bench, small_text, tmp_path_factory):
     def execute(name, record, **parameters):
         asked = {"scale": "smoke", "data": small_text, "at_once": 2, "out": folder / "runs", **parameters}
         words = [w for k, v in asked.items() for w in ("-p", k, str(v))]
-        command = [sys.executable, "-m", "papermill", f"nbs/runs/{name}.ipynb", str(folder / f"{name}.ipynb"), "--no-progress-bar", *words]
+        command = [sys.executable, "-m", "pgolf.lab.execute", f"nbs/runs/{name}.ipynb", str(folder / f"{name}.ipynb"), "--no-progress-bar", *words]
         for again in (True, False): # a run that failed is repeated by launching again, as the message says; the reason is shown
             done = subprocess.run(command, cwd=bench, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)

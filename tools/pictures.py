@@ -1,5 +1,5 @@
-"""The pictures of the README: `python tools/pictures.py` draws the reported scores from the recipes and records/referee.json,
-`python tools/pictures.py out/tiny-seed1` the loss, bytes and score of a finished run as well."""
+"""The pictures of the README: `python tools/pictures.py` draws the reported scores from the recipes and records/referee.json, and
+the ablation from records/ablation.json; `python tools/pictures.py out/tiny-seed1` the loss, bytes and score of a finished run too."""
 import io
 import json
 import sys
@@ -10,6 +10,7 @@ import numpy as np
 from pgolf.text.data import open_dataset
 from pgolf.lab.pictures import Picture, bpb_picture, byte_picture, loss_picture, position_in_document
 from pgolf.lab.run_record import read_events, read_run
+from pgolf.lab.study import delta_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "nbs" / "images"
@@ -44,11 +45,22 @@ def reported_picture(rows):
     return pic
 
 
-def write_reported():
-    "The picture, with what it draws as text inside the file, so that `make readme` sees when it is old"
-    rows, out = reported(), io.BytesIO()
-    reported_picture(rows).fig.savefig(out, format="png", dpi=110, metadata={FACTS: json.dumps(rows)})
-    (IMAGES / "reported.png").write_bytes(out.getvalue())
+def ablation():
+    "Variant -> scores over the same seeds, from the record"
+    return json.loads((ROOT / "records" / "ablation.json").read_text())["scores"]
+
+
+DRAWN = {  # picture -> facts that it draws, and how
+    "reported": (reported, reported_picture),
+    "ablation": (ablation, lambda scores: delta_picture(scores, "all on", paired=True))}
+
+
+def write_drawn(name):
+    "A picture, with what it draws as text inside the file, so that `make readme` sees when it is old"
+    find, draw = DRAWN[name]
+    facts, out = find(), io.BytesIO()
+    draw(facts).fig.savefig(out, format="png", dpi=110, metadata={FACTS: json.dumps(facts)})
+    (IMAGES / f"{name}.png").write_bytes(out.getvalue())
 
 
 def pictures(run):
@@ -61,8 +73,9 @@ def pictures(run):
 
 
 if __name__ == "__main__":
-    write_reported()
-    print("nbs/images/reported.png")
+    for name in DRAWN:
+        write_drawn(name)
+        print(f"nbs/images/{name}.png")
     for name, picture in pictures(Path(sys.argv[1])).items() if sys.argv[1:] else ():
         (IMAGES / f"{name}.png").write_bytes(picture.png())
         print(f"nbs/images/{name}.png")

@@ -1,5 +1,5 @@
-"""README.md from nbs/index.ipynb, and nbs/README.md, the list of all notebooks: `python tools/readme.py` writes both,
-`--check` says whether they are up to date.
+"""README.md from nbs/index.ipynb, its pictures of records, and nbs/README.md, the list of all notebooks: `python tools/readme.py`
+writes them, `--check` says whether they are up to date.
 
 Cells that start with `#| hide` stay out, the others go through nbconvert; links are turned to start from the root of the
 repository. `<!-- wings -->` and `<!-- techniques -->` are tables made from the notebooks, the package and the records."""
@@ -118,26 +118,48 @@ def cost(title, scores):
     if not without:
         return ""
     from pgolf.lab.statistics import paired_difference
-    mean, error, _ = paired_difference(without, base)  # both were trained on the same seeds
-    return f"{mean:+.3f} ± {error:.3f}"
+    mean, error, p = paired_difference(without, base)  # both were trained on the same seeds
+    return f"{mean:+.3f} ± {error:.3f}, p {p:.2g}"
+
+
+def entry_step(url):
+    "What the entry that brought a technique gained, as reported; '' where the line of records does not say"
+    from pgolf.recipes.frontier import entry_gain
+    number = re.search(r"/pull/(\d+)$", url)
+    gain = number and entry_gain(int(number[1]))
+    return f"{gain:+.4f}" if gain else ""
+
+
+def step_cost(kind, costs):
+    "Milliseconds that a technique adds to a step, by forecast, and of what; '' where no step has it"
+    found = costs.get(kind)
+    if not found or not found["ms"] or not found["without"]: return ""
+    return f"{found['ms'] - found['without']:+.1f} of {found['ms']:.0f}"
+
+
+def facts(name):
+    "A record of ours"
+    return json.loads((ROOT / "records" / f"{name}.json").read_text(encoding="utf8"))
 
 
 def techniques_table():
-    "Every technique with its notebook, its source, who uses it and what it was worth here"
-    scores = json.loads((ROOT / "records" / "ablation.json").read_text(encoding="utf8"))["scores"]
-    lines = ["| technique | what it does | from | in recipes | weights | taken from `best`, bpb |", "|---|---|---|---|---|---|"]
+    "Every technique with its notebook, its source, who uses it, what it costs and what it was worth here"
+    scores, costs = facts("ablation")["scores"], facts("step_costs")["costs"]
+    head = ["technique", "what it does", "from", "its entry gained", "in recipes", "weights", "step, ms", "taken from `best`, bpb"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for cls, path in technique_classes():
         does = (cls.__doc__ or "").strip().splitlines()[0]
         used = users(cls)
         worth = cost(cls.title, scores) if "`best`" in used else ""
-        lines.append(f"| [{promise(path)[0]}]({path.relative_to(ROOT)}) | {does} | {source_link(cls.source)} | "
-                     f"{', '.join(used)} | {weights_of(cls)} | {worth} |")
+        cells = [f"[{promise(path)[0]}]({path.relative_to(ROOT)})", does, source_link(cls.source), entry_step(cls.source),
+                 ", ".join(used), weights_of(cls), step_cost(cls.kind, costs), worth]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def result_block():
     "What `make run` prints near its end, from the record of that run"
-    record = json.loads((ROOT / "records" / "tiny.json").read_text(encoding="utf8"))
+    record = facts("tiny")
     name, run = next(iter(record["runs"].items()))
     best = min(map(min, record["compressors"].values()))
     lines = ["bits per byte   alone  after the training text", "-------------  ------  -----------------------"]
@@ -150,13 +172,19 @@ def result_block():
 
 
 def old_pictures():
-    "Sentences on pictures of the README that do not draw what the records say"
+    "Names of the README's pictures that do not draw what recipes and records say"
     from PIL import Image
     sys.path.insert(0, str(ROOT / "tools"))
     import pictures
-    drawn = json.loads(Image.open(pictures.IMAGES / "reported.png").text.get(pictures.FACTS, "[]"))
-    if drawn != pictures.reported():
-        yield "nbs/images/reported.png is not what recipes and records say: run python tools/pictures.py"
+    for name, (find, _) in pictures.DRAWN.items():
+        drawn = json.loads(Image.open(pictures.IMAGES / f"{name}.png").text.get(pictures.FACTS, "[]"))
+        if drawn != find(): yield name
+
+
+def draw_again(names):
+    "The pictures, from what recipes and records say now"
+    import pictures
+    for name in names: pictures.write_drawn(name)
 
 
 def readme(index):
@@ -180,5 +208,7 @@ if __name__ == "__main__":
             page.write_text(text, encoding="utf8")
         elif not page.exists() or page.read_text(encoding="utf8") != text:
             sys.exit(f"{page.relative_to(ROOT)} is not what the notebooks say: run make readme")
-    if said := list(old_pictures()): sys.exit("\n".join(said))
+    old = list(old_pictures())
+    if "--check" not in sys.argv[1:]: draw_again(old)
+    elif old: sys.exit(f"nbs/images: {', '.join(old)} draw other facts than recipes and records: run make readme")
     print("README.md is up to date")

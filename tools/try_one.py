@@ -1,6 +1,6 @@
 """`make try NB=2_model/xsa`: export one notebook, run it, and take every recipe through a run at the smoke scale.
 
-Says within a minute whether an edit still builds, trains, packs and scores in all recipes, and what it did to their
+Says in one to three minutes whether an edit still builds, trains, packs and scores in all recipes, and what it did to their
 scores: the bits per byte of a smoke run mean nothing in themselves, but they are the same until something changes."""
 import argparse
 import importlib
@@ -83,7 +83,8 @@ def main():
     failed, mine = False, new_parts(path)
     asked = [*(f"tiny+{part}" for part in mine), *recipes.names()]
     for part in mine:
-        print(f"no recipe has {part} yet: tiny+{part} is tiny with it, the other runs are without it", flush=True)
+        print(f"no recipe has {part} yet: tiny+{part} is tiny with it, the other runs are without it. Does it run at all? "
+              "A run this small does not say whether it helps; an ablation does.", flush=True)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for name, wrong, bpb, size, seconds in pool.imap_unordered(smoke, asked):
             said = f"FAILS: {wrong}" if wrong else f"{bpb:.6f} bits per byte, {size:,} bytes"

@@ -35,6 +35,8 @@ def plainly():
         raise Refusal(str(e)) from None
 
 # %% ../../nbs/7_lab/parameters.ipynb #2793b9e8
+NO_LITERAL = ValueError, SyntaxError, MemoryError, RecursionError # the last two: nested too deep to be read
+
 def literal(
     text:str, # one value as typed
 ):            # number, truth value, None, list ... or else the text itself
@@ -43,7 +45,7 @@ def literal(
         return text == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except NO_LITERAL:
         return text
 
 # %% ../../nbs/7_lab/parameters.ipynb #fbe05138
@@ -71,7 +73,7 @@ def parse_overrides(
     pairs = [word.partition("=") for word in text.split()]
     wrong = [name for name, eq, _ in pairs if not (name and eq)]
     if wrong:
-        raise Refusal(f"cannot read {wrong[0]!r} in {where}: write name=value, e.g. steps=50 layers=4")
+        raise Refusal(f"cannot read {wrong[0][:60]!r} in {where}: write name=value, e.g. steps=50 layers=4")
     return without_twins([(name, literal(value)) for name, _, value in pairs])
 
 # %% ../../nbs/7_lab/parameters.ipynb #a5d602e1
@@ -82,8 +84,8 @@ def parse_list(
     if text.lstrip().startswith("["):
         try:
             return list(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            raise Refusal(f"cannot read {text!r} as a list: write e.g. 1 2 3 or [1, 2, 3]") from None
+        except NO_LITERAL:
+            raise Refusal(f"cannot read {text[:60]!r} as a list: write e.g. 1 2 3 or [1, 2, 3]") from None
     words = text.split(",") if "," in text else text.split()
     return [literal(word.strip()) for word in words if word.strip()]
 

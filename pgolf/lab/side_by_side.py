@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastcore.script import Param, call_parse
+from fastcore.script import Param
 
 from .. import __version__
 from ..ground.settings import ConfigError
-from .commands import VERSION, in_a_sentence
+from .commands import VERSION, in_a_sentence, shell_command
 from .tables import Table
 
 # %% ../../nbs/7_lab/side_by_side.ipynb #fb9de43b
@@ -141,7 +141,7 @@ def differences(
     return [row for row in rows if len(set(row[1:])) > 1]
 
 # %% ../../nbs/7_lab/side_by_side.ipynb #b0161776
-@call_parse
+@shell_command
 def pgolf_runs(
     where:Param("run folders, folders of runs, records; none: out, records", str, nargs="*", opt=False)=(),
     version:VERSION=__version__,
@@ -155,7 +155,7 @@ def pgolf_runs(
         print(runs_table(rows))
 
 # %% ../../nbs/7_lab/side_by_side.ipynb #bb05c2e7
-@call_parse
+@shell_command
 def pgolf_compare(
     runs:Param("run folders, two or more", str, nargs="+"),
     version:VERSION=__version__,

@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +136,8 @@ def record_command(
     text = lambda v: json.dumps(v) if isinstance(v, (dict, list)) else str(v)
     given = {k: text(v) for k, v in {**parameters, "out": out}.items() if v != {}}
     asked = [word for k, v in given.items() for word in ("-p", k, v)]
-    return [sys.executable, "-m", "papermill", str(notebook), f"{out}.ipynb", "--no-progress-bar", *asked]
+    command = [sys.executable, "-m", "pgolf.lab.execute", str(notebook), f"{out}.ipynb"]
+    return [*command, "--no-progress-bar", *asked]
 
 # %% ../../nbs/7_lab/sweep.ipynb #91241c42
 def is_finished(
@@ -207,6 +209,10 @@ def job_command(
     return ["env", *(f"{k}={v}" for k, v in own.items()), *command]
 
 # %% ../../nbs/7_lab/sweep.ipynb #9b0abb78
+def _left(done:int, of:int, seconds:float)->str: # "" before there is anything to go by
+    "How long the rest takes if it goes on like this"
+    return f", about {max(1, round(seconds * (of - done) / done / 60))} min left" if done else ""
+
 def send_jobs(
     commands:Mapping, # name -> words
     executor,         # of submitit
@@ -217,11 +223,11 @@ def send_jobs(
 )->None:
     "Submit commands in waves and wait for each wave"
     from submitit.helpers import CommandFunction
-    names = list(commands)
+    names, began = list(commands), time.monotonic()
     for start in range(0, len(names), width):
         wave = names[start:start + width]
-        if show:
-            show(f"{start} of {len(names)} done; now {', '.join(wave)}")
+        left = _left(start, len(names), time.monotonic() - began)
+        if show: show(f"{start} of {len(names)} done{left}; now {', '.join(wave)}")
         with executor.batch():
             sent = [executor.submit(CommandFunction(commands[n], verbose=False, cwd=cwd)) for n in wave]
         jobs.update(zip(wave, sent))

@@ -9,12 +9,10 @@ __all__ = ['CARRIED', 'notebooks_home', 'copy_notebooks', 'pgolf_lab']
 import shutil
 from pathlib import Path
 
-from fastcore.script import call_parse
-
 import pgolf
 from .. import __version__
 from ..ground.settings import ConfigError
-from .commands import VERSION, in_a_sentence
+from .commands import VERSION, in_a_sentence, shell_command
 
 # %% ../../nbs/7_lab/unpacked.ipynb #5d75d135
 CARRIED = ("nbs", "records", "settings.ini")
@@ -43,7 +41,7 @@ def copy_notebooks(
     return len(list((folder / "nbs").rglob("*.ipynb")))
 
 # %% ../../nbs/7_lab/unpacked.ipynb #c2b3e2cf
-@call_parse
+@shell_command
 def pgolf_lab(
     folder:Path, # new folder for the notebooks
     version:VERSION=__version__, # printed by --version

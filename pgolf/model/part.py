@@ -22,7 +22,7 @@ class Weight(NamedTuple):
     learns:bool=True   # takes a gradient
 
 def control(value:Tensor, layered:bool=False, learns:bool=True)->Weight:
-    "A small vector: a scale, gate or mix, kept in fp32"
+    "A scale, gate or mix: few numbers, trained in fp32"
     return Weight(value, "control", layered, learns)
 
 def table(value:Tensor)->Weight:
@@ -53,7 +53,7 @@ WRAPPING = ("layer", "cap") # hooks that only one part of a config may have
 # %% ../../nbs/2_model/part.ipynb #cd70970b
 class Part(Settings, home="pgolf.model"):
     "A technique: its settings, weights, hooks, and what others must know of it"
-    turn:ClassVar[int] = 50          # where it stands in a config read from a reference script
+    turn:ClassVar[int] = 50          # its place among parts read from a reference script
     banked:ClassVar[bool] = False    # only reference scripts that keep banks have it
     idle_names:ClassVar[tuple] = ()  # tensors a reference script keeps although the technique is off
 

@@ -152,7 +152,7 @@ def put_absent(config:Settings, key:str, value)->Settings:
         found = find_kind(config, owner)
         if found and field in {f.name for f in dataclasses.fields(found[1])}:
             return put_in(config, owner, {field: value})
-    raise ConfigError(no_such(f"setting {key!r}", key, known_keys(config)))
+    raise ConfigError(no_such(f"setting {key[:60]!r}", key, known_keys(config)))
 
 def known_keys(config:Settings)->list[str]:
     "Every key that a configuration understands now"

@@ -22,7 +22,7 @@ from ..ground.code import code_digest
 from ..ground.files import FileError, write_json
 from ..ground.records import Record, read_record
 from ..ground.settings import ConfigError, from_plain, setting, to_plain
-from .phases import pack_run, read_recipe, score_run, write_recipe
+from .phases import pack_run, read_recipe, refuse_long_packing, score_run, write_recipe
 from ..model.gpt import GPT
 from ..pack.reading import MAX_WEIGHTS
 from .recipe import Recipe
@@ -185,8 +185,9 @@ def check_start(
     folder:Path,   # of the run
     recipe:Recipe,
 )->None:
-    "ConfigError for a folder that cannot be made, and for a model that no file holds"
+    "ConfigError for a folder that cannot be made, packing without end, and a model that no file holds"
     check_place(folder)
+    refuse_long_packing(recipe)
     with torch.device("meta"): count = sum(p.numel() for p in GPT(recipe.model).parameters())
     if count <= MAX_WEIGHTS: return
     raise ConfigError(f"recipe {recipe.name}: the model has {count:,} parameters, an artifact holds at most "
@@ -296,9 +297,10 @@ def run_parser()->argparse.ArgumentParser:
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--device", default="", choices=["", "cpu", "cuda"],
                    help="default: a GPU where there is one")
-    p.add_argument("--accept-illegal", action="store_true",
+    p.add_argument("--accept-illegal", "--accept_illegal", action="store_true",
                    help="run a recipe as its author did, for study; the score is stamped")
-    p.add_argument("--any_work", action="store_true", help="score, however much the artifact asks for")
+    p.add_argument("--any_work", "--any-work", action="store_true",
+                   help="score, however much the artifact asks for")
     return p
 
 # %% ../../nbs/6_recipes/run.ipynb #118708d1

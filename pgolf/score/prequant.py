@@ -36,6 +36,8 @@ class Prequant(Lessons, kind="prequant", title="training before packing", source
 
     def passes(self, asked:float)->float: return 0.0 # its lessons are over when the file is packed
 
+    def passes_before_packing(self)->float: return super().passes(0.0)
+
     def before_packing(self, model, ids): return prequant_adapt(model, ids(), self, accept_illegal=True)
 
 # %% ../../nbs/5_score/prequant.ipynb #d55e5f2e

@@ -42,6 +42,10 @@ class Predictor(Settings, home="pgolf.score"):
         "Positions that it wants scored between two reveals; 0 = no wish"
         return 0
 
+    def passes_before_packing(self)->float:
+        "Passes of each token of the validation stream that `before_packing` takes"
+        return 0.0
+
     def passes(self, asked:float)->float:
         "What it adds to the passes that the cut asks of each token, see `work`"
         return 0.0

@@ -13,5 +13,6 @@ carry: CarryError package_sources;
 script: train_gpt_script minified self_extracting;
 finished: SubmissionError FinishedRun read_finished;
 folder: make_submission;
+card: model_card;
 significance: compare_seeds compare_runs margin_bpb seeds_needed welch_power;
 """)

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastcore.script import Param, call_parse
+from fastcore.script import Param
 
 from .. import __version__
 from ..ground.settings import ConfigError
-from ..lab.commands import VERSION, in_a_sentence
+from ..lab.commands import VERSION, in_a_sentence, shell_command
 
 # %% ../../nbs/8_submit/command.ipynb #8a288efa
 def dropped_seeds(
@@ -64,7 +64,7 @@ _PACK = Param("let the script unpack itself", str, choices=["lzma", "brotli"])
 _DROP = Param("SEED=REASON: a seed that does not count, and why; it stays in the table", str, action="append")
 
 # %% ../../nbs/8_submit/command.ipynb #ef9f229d
-@call_parse
+@shell_command
 def pgolf_submit(
     runs:_RUNS,       # the seeds of one recipe
     out:str="",       # folder to make, new or empty

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..ground.files import FileError, read_state
 from ..lab.run_record import read_events, read_run, read_score
+from ..pack.coder import ArtifactError
 from ..pack.ledger import inspect
 from ..recipes.phases import read_recipe
 from ..recipes.recipes import Recipe
@@ -161,6 +162,16 @@ def check_stamps(folder:Path, *stamps:Sequence)->None:
     raise SubmissionError(f"{folder} waives rules of the challenge ({', '.join(found)}): "
                           "it is for study and cannot be handed in")
 
+# %% ../../nbs/8_submit/finished.ipynb #993a6a1e
+def stamps_in(
+    folder:Path, # of a run
+    data:bytes,  # its artifact
+)->list:
+    "Rules that an artifact says were waived; SubmissionError where it is damaged"
+    try: return inspect(data)["meta"].get("stamps", [])
+    except ArtifactError as e:
+        raise SubmissionError(f"{folder}/model.pgolf: {e}: pack the run again") from None
+
 # %% ../../nbs/8_submit/finished.ipynb #0d8bf21e
 def trained_by(
     folder:Path,
@@ -187,7 +198,7 @@ def read_finished(
     recipe, score = read_recipe(folder), read_score(folder)
     start, end = trained_by(folder)
     data = (folder/"model.pgolf").read_bytes()
-    check_stamps(folder, score.get("stamps", ()), inspect(data)["meta"].get("stamps", ()), recipe.study)
+    check_stamps(folder, score.get("stamps", ()), stamps_in(folder, data), recipe.study)
     corpus, sha = corpus_of(folder), hashlib.sha256(data).hexdigest()
     check_owner(folder, score, corpus, sha)
     check_score(score, folder)

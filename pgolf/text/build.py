@@ -293,7 +293,7 @@ def build_dataset(
     name:str="embedded",     # of the dataset
     source:str|None=None,    # `documents` in a word: a dataset made from it is taken without reading them
     progress:bool=False,     # show bars, and say what is left out
-    transform:str="",        # what is done to the text before it is encoded: "caseops", "" = nothing
+    transform:str="",        # done to the text before it is encoded: a name of `TRANSFORMS`, "" = nothing
 )->Dataset:
     "Split, train a tokenizer on the training part, encode; what is already built from the same text is left"
     check_request(name, vocab, transform)
@@ -330,7 +330,7 @@ def embedded_dataset(
     root:str|Path,       # where it is built, once
     vocab:int=1024,      # pieces of the tokenizer
     progress:bool=False, # show bars
-    transform:str="",    # "caseops", or "" = nothing
+    transform:str="",    # a name of `TRANSFORMS`, "" = nothing
 )->Dataset:
     "The default dataset: this Python's own documentation"
     source = f"embedded corpus 1, Python {platform.python_version()}"

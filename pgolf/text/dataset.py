@@ -153,10 +153,12 @@ def open_dataset(
     name, size, rest = folder_name(folder)
     model = Path(tokenizer) if tokenizer else find_tokenizer(folder, stem, val, size or vocab, rest)
     pieces = load_tokenizer(model).vocab_size()
-    for who, n in (("the name of the folder", size), ("this run", vocab)):
-        if n not in (None, pieces):
-            raise DatasetError(f"{folder}: {who} says {n} pieces, its tokenizer {model.name} has {pieces}: "
-                               "use a dataset and a recipe of one vocabulary size")
+    promised = [("the name of the folder says", size, "put the tokenizer that made its shards into it"),
+                ("asked for was a vocabulary of", vocab, f"ask for {pieces}, or use another dataset")]
+    for who, n, remedy in promised:
+        if n in (None, pieces): continue
+        has = f"its tokenizer {model.name} has {pieces}"
+        raise DatasetError(f"{folder}: {who} {n} pieces, {has}: {remedy}")
     sidecar = find_sidecar(folder, val)
     check_record(folder, model, train + val + sidecar)
     check_tokens(folder, model, val)

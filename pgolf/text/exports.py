@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB', 'HUBS', 'SHORT', 'SHARD', 'full_variant', 'Export', 'split_root', 'list_exports', 'choose_export',
-           'manifest_entry', 'manifest_shards', 'tokenizer_files', 'Wanted', 'choose_files']
+           'manifest_entry', 'manifest_shards', 'tokenizer_files', 'Wanted', 'choose_files', 'check_layout']
 
 # %% ../../nbs/1_text/exports.ipynb #e3592058
 import json
@@ -79,14 +79,21 @@ def choose_export(
 )->Export:
     "The dataset of a variant; DownloadError where there is none, or more than one"
     wanted = None if prefix is None else prefix.strip("/") + "/" if prefix.strip("/") else ""
-    here = [e for e in exports if e.name.partition("_")[2] == variant and "val" in e.parts]
+    scored = [e for e in exports if "val" in e.parts]
+    here = [e for e in scored if e.name.partition("_")[2] == variant]
     found = [e for e in here if wanted in (None, e.root)]
-    if len(found) == 1: return found[0]
-    if found or here:
-        roots = ", ".join(sorted(e.root.rstrip("/") or "''" for e in here))
+    exact = [e for e in found if e.name == f"fineweb10B_{variant}"] # beside other text of that tokenizer
+    for choice in (found, exact):
+        if len(choice) == 1: return choice[0]
+    if here:
+        roots = ", ".join(sorted({e.root.rstrip("/") or "/" for e in here}))
         raise DownloadError(f"{repo} has {variant} under {roots}: choose one with --root_prefix")
-    kinds = ", ".join(sorted({e.name.partition("_")[2] for e in exports})) or "no shards at all"
-    raise DownloadError(f"{repo} has no {variant}; it has {kinds}: choose one of these, or another --repo")
+    if any(e.name.partition("_")[2] == variant for e in exports):
+        raise DownloadError(f"{repo} has no validation shards of {variant}, by which it would be scored: "
+                            "name another --repo")
+    kinds = ", ".join(sorted({e.name.partition("_")[2] for e in scored})) or "no token shards at all"
+    instead = "choose one of these, or another --repo" if scored else "name another --repo"
+    raise DownloadError(f"{repo} has no {variant}; it has {kinds}: {instead}")
 
 # %% ../../nbs/1_text/exports.ipynb #bb034a9c
 def manifest_entry(
@@ -163,3 +170,20 @@ def choose_files(
     scored = [val[n] for n in sorted(val)] + [sizes[n] for n in sorted(sizes)]
     listed = [f for f in [export.find("manifest.json")] if f]
     return Wanted([train[n] for n in range(train_shards)], scored, model, more + listed)
+
+# %% ../../nbs/1_text/exports.ipynb #907ba43d
+def check_layout(
+    files:list[RemoteFile],
+    repo:str, # for the message
+)->None:
+    "DownloadError where a repository has shards, none of them in a folder that names a vocabulary"
+    shards = [f.path for f in files if f.path.endswith(".bin")]
+    if not shards or list_exports(files): return
+    named = [path for path in shards if re.search(r"[^/]_train_\d+\.bin$", path)]
+    if not named:
+        raise DownloadError(f"{repo} has {shards[0]}, and no <name>_train_000000.bin in a folder "
+                            "<corpus>_sp<vocabulary>: name another --repo")
+    folder = named[0].rpartition("/")[0]
+    raise DownloadError(f"{repo} has {named[0]}, and that folder is not named <corpus>_sp<vocabulary>, so "
+                        f"its tokenizer is not known: hf download {repo} --repo-type dataset "
+                        f"--local-dir DIR, then pgolf_data DIR/{folder} --tokenizer MODEL")

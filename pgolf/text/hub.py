@@ -21,7 +21,8 @@ from ..ground.files import write_atomic
 from ..ground.progress import progress_bar
 from .build import one_builder
 from .dataset import Dataset, open_dataset
-from .exports import HUB, HUBS, Wanted, choose_export, choose_files, full_variant, list_exports
+from .exports import (HUB, HUBS, Wanted, check_layout, choose_export, choose_files, full_variant,
+                                list_exports)
 from .record import dataset_record, write_dataset_record
 from .remote import DownloadError, RemoteFile, fetch_file, hub_files
 from .shards import read_shard, shard_tokens
@@ -142,6 +143,7 @@ def fetch_dataset(
 )->None:
     "Fetch aside, check, then move in"
     commit, files = hub_files(job.repo, job.revision or job.held().get("commit"), job.endpoint, job.say)
+    check_layout(files, job.repo)
     prefix = job.held().get("root") if job.prefix is None else job.prefix
     export = choose_export(list_exports(files), job.variant, job.repo, prefix)
     check_source(job, commit, export.root)

@@ -58,12 +58,19 @@ def first_line(e:BaseException)->str:
     "Someone else's error in one line"
     return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no details'])[0]}"
 
+# %% ../../nbs/1_text/remote.ipynb #37de2c3e
+AT_HOME = { # errors of the client before it has asked anybody
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, so the hub is not asked: unset it",
+    "HFValidationError": "this is no name of a repository: write OWNER/NAME",
+    "UnicodeEncodeError": "the token holds a character that no token has: set HF_TOKEN anew, or unset it"}
+
 # %% ../../nbs/1_text/remote.ipynb #7d52c6eb
 def advice(
     e:BaseException, # of the hub's client
     repo:str,
 )->str:
     "What went wrong between us and the hub, and what helps"
+    if type(e).__name__ in AT_HOME: return AT_HOME[type(e).__name__]
     answer = getattr(e, "response", None)
     status, headers = getattr(answer, "status_code", 0), getattr(answer, "headers", {})
     if status == 429:
@@ -95,6 +102,7 @@ def patiently(
     ask:Callable, # without arguments
     repo:str,     # for messages
     say:Callable=str,  # called with a sentence before each wait
+    advise:Callable=advice, # error, repository -> what went wrong, and what helps
 ):
     "Ask the hub, waiting as long as it says; DownloadError where that is too long or something is wrong"
     waited = 0.0
@@ -103,7 +111,7 @@ def patiently(
         except Exception as e:
             pause = waiting(e)
             if not pause or waited + pause > MOST_WAIT:
-                raise DownloadError(f"{repo}: {advice(e, repo)}") from e
+                raise DownloadError(f"{repo}: {advise(e, repo)}") from e
             say(f"{repo}: the hub asks to wait {pause:.0f} s")
             time.sleep(pause)
             waited += pause

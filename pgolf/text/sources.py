@@ -50,7 +50,7 @@ def local_dataset(
     root:str|Path="data",   # where a dataset is built
     vocab:int|None=1024,    # pieces of the tokenizer, trained or expected; None = any
     name:str="",            # of a dataset that is built; "" = after the folder or file
-    transform:str="",       # "caseops", or "" = none
+    transform:str="",       # a name of `TRANSFORMS`, "" = none
     tokenizer:str|Path="",  # that made the shards of a folder, where it is not found
     progress:bool=False,    # show bars, and say what is left out
 )->Dataset:
