@@ -28,7 +28,7 @@ from pgolf.score.cuts import EvalConfig
 from pgolf.score.evaluate import evaluate
 from pgolf.score.wrap import build_predictor
 from pgolf.text.data import Batch
-from pgolf.train import trainer
+from pgolf.train import softcap_loss as loss_room, trainer
 from pgolf.train.ranks import Ranks
 from pgolf.train.train import train
 
@@ -90,8 +90,27 @@ def backends_agree(device, small):
     return out | {"within": worst < (1e-4 if device == "cpu" else 2e-2)}
 
 
-def steps(name, device, small, compiled):
+def loss_agrees(device, small):
+    "The loss in one kernel against the plain loss in float64: loss and gradients, for odd vocabularies too"
+    out, N, D = {}, 8 if small else 4096, 64
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    for vocab in (37, 1024) if small else (1000, 1024, 8191, 8192):
+        g = torch.Generator().manual_seed(0)
+        x, head = (torch.randn(n, D, generator=g).to(device, dtype).requires_grad_() for n in (N, vocab))
+        y = torch.randint(0, vocab, (N,), generator=g).to(device)
+        right = torch.nn.functional.cross_entropy(30 * torch.tanh((x @ head.T).double() / 30), y)
+        loss = loss_room.softcap_loss(x, head, y, 30.)
+        pairs = zip((loss, *torch.autograd.grad(loss, (x, head))), (right, *torch.autograd.grad(right, (x, head))))
+        out[f"vocabulary {vocab}"] = max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
+    return out | {"kernel": loss_room.loss_kernel_missing(device, vocab) or "taken",
+                  "within": max(out.values()) < (1e-5 if device == "cpu" else 2e-2)}
+
+
+def steps(name, device, small, compiled, kernels=True):
     "Milliseconds of a micro-batch with its optimizer step, recurrence off and on; memory and graphs"
+    if not kernels:
+        with patch.object(loss_room, "loss_kernel_missing", lambda *question: "switched off"):
+            return steps(name, device, small, compiled)
     r = get(name, "smoke" if small else "full")
     cfg = r.train.replace(compile=compiled, warmup_steps=0, max_seconds=0., reserve_seconds=0.)
     data = SimpleNamespace(train=(), vocab=r.model.vocab)
@@ -194,9 +213,11 @@ def stages(device, small, left):
     "What is measured, most worth first: (name, call)"
     names = ("best", "pr1536") if small else NAMES
     yield "backends agree", lambda: backends_agree(device, small)
+    yield "loss agrees", lambda: loss_agrees(device, small)
     for name in names:
         yield f"steps {name} eager", lambda: steps(name, device, small, False)
         if not small: yield f"steps {name} compiled", lambda: steps(name, device, small, True)
+        yield f"steps {name} {'eager' if small else 'compiled'}, kernels off", lambda: steps(name, device, small, not small, False)
     for name in names: yield f"scoring {name}", lambda: scoring(name, device, small)
     yield "calibration", lambda: calibration(device, small)
     yield "packed batches", lambda: packed_recompiles(device, small)

@@ -11,6 +11,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path):
     out = main(["--device", "cpu", "--minutes", "20", "--json", str(path)]) # a busy machine has time
     assert out["not_run"] == [] and json.loads(path.read_text())["stages"].keys() == out["stages"].keys()
     assert {k: v["failed"] for k, v in out["stages"].items() if "failed" in v} == {}
+    assert out["stages"]["loss agrees"]["within"] and out["stages"]["loss agrees"]["kernel"] == "it needs a CUDA device"
     assert out["stages"]["backends agree"]["within"] and out["stages"]["training"]["falls"]
     assert all(v["ms"] > 0 for k, v in out["stages"]["steps best eager"].items() if k.startswith("recurrence"))
 

@@ -36,6 +36,8 @@ class AsymSoftcap(Part, kind="asym_softcap", title="asymmetric softcap",
         training = run.model.training and torch.is_grad_enabled()
         return plain(z_BTV) if training and not self.learn else asym_softcap(z_BTV, run.model.softcap_ends)
 
+    def caps_training(self): return self.learn
+
     def unused(self, c, order):
         if self.learn: return {}
         return {"softcap_ends": (slice(0, None), "no training loss of the records has them")}

@@ -52,6 +52,7 @@ class Transformer(nn.Module):
         tap:Callable|None=None,        # (name, tensor), called with intermediates
         max_seqlen:int=0,              # no packed document is longer; 0 = look (a compiled graph cannot)
         asked:tuple|None=None,         # (rows, cols), [M] each: positions wanted; None = all
+        finish:Callable|None=None,     # (x [B, T, D], head [V, D]) -> what is returned in place of logits
     )->Tensor:                         # [B, T, V] fp32 logits within +-softcap, or [M, V] of those asked
         "Logits of the next token at every position"
         order = self.cfg.order(recurrent)
@@ -66,6 +67,7 @@ class Transformer(nn.Module):
             x = run.through("after_layer", x)
             run.see(f"stream.{run.position}", x)
         x = run.through("end", x)
+        if finish is not None: return finish(self.final(run, x), self.embed.to(x.dtype))
         return self.head(run, x) if asked is None else self.head(run, x[asked][None])[0]
 
     def embed_tokens(self, run:Pass)->Tensor:
@@ -128,9 +130,13 @@ class Transformer(nn.Module):
         y = run.adapt(F.linear(hidden, run.banks["down"][i]), "mlp", h_BTD)
         return run.through("after_mlp", y, h_BTD)
 
+    def final(self, run:Pass, x_BTD:Tensor)->Tensor:
+        "What the head reads, [B, T, D]"
+        return run.see("final", run.through("final", norm(x_BTD)))
+
     def head(self, run:Pass, x_BTD:Tensor)->Tensor:
         "Final norm, tied projection, softcap: fp32 logits [B, T, V]"
-        x_BTD = run.see("final", run.through("final", norm(x_BTD)))
+        x_BTD = self.final(run, x_BTD)
         run.position = run.depth
         z_BTV = run.adapt(F.linear(x_BTD, self.embed.to(x_BTD.dtype)), "logits", x_BTD).float()
         for part in self.acting["cap"]: return part.cap(run, z_BTV, self.softcap)

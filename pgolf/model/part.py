@@ -63,6 +63,7 @@ class Part(Settings, home="pgolf.model"):
     def order(self, order:tuple[int, ...])->tuple[int, ...]: "The layers as they run"; return order
     def unused(self, c, order)->dict[str, tuple[slice, str]]: "Rows without a gradient, and why"; return {}
     def taps(self)->dict[str, tuple[str, ...]]: "Intermediate -> the matrices that read it"; return {}
+    def caps_training(self)->bool: "Does its `cap` change the training loss?"; return True
     def shrink(self, old, new)->"Part": "This part for a smaller config; `new` has no parts yet"; return self
 
     def reference_names(self, c)->dict[str, tuple[str, Any]]: "A script's name -> (ours, index)"; return {}

@@ -25,6 +25,7 @@ from .optimizers import load_optimizer_state, make_optimizers, optimizer_state
 from .qat import FakeQuant
 from .ranks import ALONE, Ranks
 from .schedule import budget_used, lr_multiplier, recurrence_due, time_budget, wd_multiplier
+from .softcap_loss import loss_kernel_serves, softcap_loss
 from .stopping import StepResult
 
 # %% ../../nbs/3_train/trainer.ipynb #8a91c05c
@@ -79,9 +80,11 @@ def micro_loss(
     "Loss of one micro-batch"
     half = torch.autocast("cuda", torch.bfloat16) if batch.x.is_cuda else nullcontext()
     packed = {} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens, "max_seqlen": seq_len}
+    how = dict(recurrent=recurrent, through=through, **packed)
     with half:
-        logits = model(batch.x, recurrent=recurrent, through=through, **packed)
-        return token_loss(logits, batch.y).mean()
+        if not loss_kernel_serves(model, batch.x.device.type):
+            return token_loss(model(batch.x, **how), batch.y).mean()
+        return model(batch.x, finish=lambda x, head: softcap_loss(x, head, batch.y, model.cfg.softcap), **how)
 
 # %% ../../nbs/3_train/trainer.ipynb #3a7fa968
 def _to_device(
