@@ -5,6 +5,7 @@
 """
 import argparse
 import json
+import os
 import resource
 import statistics
 import time
@@ -48,7 +49,8 @@ def main():
     for i in range(a.repeats):
         score, wall, cpu = spent(lambda: score_run(a.run, dataset, progress=False))
         report, audit_wall, audit_cpu = spent(lambda: audit_run(a.run, dataset))
-        rows.append(dict(evaluation=[wall, cpu], audit=[audit_wall, audit_cpu], share=[audit_wall / wall, audit_cpu / cpu], ok=report.ok, failed=report.failed))
+        rows.append(dict(evaluation=[wall, cpu], audit=[audit_wall, audit_cpu], share=[audit_wall / wall, audit_cpu / cpu], ok=report.ok, failed=report.failed,
+                         cage=report["cage"].verdict, load=os.getloadavg()[0]))
         print(f"{i + 1}: evaluation {wall:6.1f} s ({cpu:6.1f} s cpu), audit {audit_wall:5.1f} s ({audit_cpu:5.1f} s cpu): {audit_wall / wall:.1%} of wall, {audit_cpu / cpu:.1%} of cpu; {report.summary()}", flush=True)
     print(report)
     out = dict(recipe=read_recipe(a.run).name, tokens=score.tokens, threads=torch.get_num_threads(), runs=rows,

@@ -1,4 +1,5 @@
 "The file format: round trips, identity in a fresh process, hostile files, sizes, the budget search"
+import base64
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from pgolf.pack.hessians import collect_hessians
 from pgolf.pack.ledger import inspect
 from pgolf.pack.levers import drop_bits, stretch_all
 from pgolf.pack.plan import Plan, Special
+from pgolf.pack.priced import Priced
 from pgolf.pack.quantiser import Quantiser
 from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
 from pgolf.pack.reading import unpack
@@ -53,6 +55,7 @@ CONFIGS = dict(
                            BigramHash(300), FlowRefiner())),
     lanes=dict(parts=(*PLAIN, Lanes(2), HeadGate('elementwise'))))
 PLANS = dict(rows=Plan(small=200), gptq=Plan(bank=GPTQ(clip='sigma 12.85'), embed=GPTQ(bits=8, clip='sigma 20'), small=200),
+             octaves=Plan(bank=Rows(octave=4), embed=Rows(bits=8, octave=1), small=200, exceptions=(Special('banks.up.1', Rows(octave=2)),)),
              floats=Plan(bank=Fp16(), embed=Fp32(), table=Fp16(), control=Fp32()), two=Plan(bank=Rows(bits=2), embed=Rows(bits=3), small=0))
 
 
@@ -71,8 +74,23 @@ def tiny(coder):
     return pack(model, plan, meta={'recipe': {'name': 'test'}})
 
 
+FINE = dict(bits=8, clip='fisher 1e-2', octave=4)
+PRICED = Plan(bank=GPTQ(**FINE, columns=True), embed=GPTQ(**FINE), table=Rows(**FINE), control=Priced(price=1e-2), small=0)
+
+
+def priced_model():
+    "A model, and its calibration, whose scales and gains are small numbers in the file"
+    model = small_model(vocab=32, layers=3)
+    g = torch.Generator().manual_seed(0)
+    return model, calibrate(model, PRICED, [torch.randint(0, 32, (4, 24), generator=g) for _ in range(3)])
+
+
 @pytest.fixture(scope='module')
 def tiny_file(): return tiny('auto')
+
+
+@pytest.fixture(scope='module')
+def priced_file(): return pack(priced_model()[0], PRICED, priced_model()[1])
 
 
 # ---- round trips
@@ -94,6 +112,63 @@ def test_pack_then_unpack_is_what_the_plan_stored(name, plan):
     model.load_state_dict(stored)
     with torch.no_grad():
         assert torch.equal(model(ids), back(ids))
+
+
+def test_small_numbers_go_through_the_file(priced_file):
+    "Scales on octaves and codes of gains: no run of fp16 scales is left, and every number comes back"
+    model, moments = priced_model()
+    stored, back = dequantize_state(quantize_model(model, PRICED, moments)), dict(unpack(priced_file).named_parameters())
+    assert all(torch.equal(back[k], stored[k]) for k in stored)
+    blobs = {b['name']: b for b in inspect(priced_file)['blobs']}
+    assert 'scales' not in blobs and blobs['small']['kind'] == 'codes' and 'attn_scale' not in blobs
+    header, _ = open_header(priced_file)
+    assert {d['octave'] for d in header['tensors'] if d['kind'] == 'codes'} == {4}
+    assert {d['name'].partition('.')[0] for d in header['tensors'] if 'columns_by' in d} == {'banks'}
+    assert [d['name'] for d in header['tensors'] if 'codes_by' in d] == ['attn_scale', 'mlp_scale', 'resid_mix']
+    in_halves = PRICED.replace(bank=GPTQ(bits=8, clip='fisher 1e-2'), embed=GPTQ(bits=8, clip='fisher 1e-2'), control=Fp16())
+    was = {b['name']: b['bytes'] for b in inspect(pack(model, in_halves, moments))['blobs']}
+    assert blobs['small']['bytes'] + blobs['fp16']['bytes'] < 0.6 * (was['scales'] + was['fp16'])
+
+
+def test_scales_of_several_grids_in_one_bank_travel_as_floats():
+    data = pack(small_model(), PLANS['octaves'])
+    header, _ = open_header(data)
+    octaves = {d['name']: d.get('octave') for d in header['tensors'] if d['kind'] == 'codes'}
+    assert octaves['banks.up'] is None and octaves['banks.q'] == 4 and octaves['embed'] == 1
+    assert {'scales', 'small'} <= {b['name'] for b in inspect(data)['blobs']}
+
+
+def test_a_file_from_before_there_were_octaves_is_read():
+    old = base64.b85decode(OLD_FILE)
+    assert {b['name'] for b in inspect(old)['blobs']} >= {'scales', 'fp16', 'banks.up'}
+    numbers = b''.join(p.detach().numpy().tobytes() for _, p in unpack(old).named_parameters())
+    assert hashlib.sha256(numbers).hexdigest() == '65572ba7b55c96b189855b57ba98aba5183f16906bc0a5ab37a26233ffa88bc2'
+
+
+OLD_FILE = (
+    'P)AQpMhyxY0ssO8002@JCgF&ILIVo0;)Yz6E9Gs*&zg<1XwZ6S;Z6r-7P5HSwU*m%<2Ve4UuEFi4FXYT^;HH%KuOfph-0U=(<A!sOFM_UJDb_b0DBcsBE^qCDLL;|Y`Qp9ci-Qu)Me_cyQ+EHVYRBZ'
+    'b(`6mRtGj)+!33!i<H?M9#9&~3js_<N@T6`V1%GxeUM4U011oC7{O`heDNVgmyHFhL6X4iyw27h&)W0Z-'
+    '$D9&w(2)FK*^8QCsXXZv8k_8MQpdjI(N_Q5=}@W&`9ZA(t$u1C!9d=(S~5Wa*)6$HPIHv6u~*m>=cW00W^pOn)3P+&BM)T+a(tW9{^AYn;0S^r!rtnVj-'
+    'P0A*$psIw2JW1_Q9cSY;uD!a^F%g3EqlX>~JIx1>r&W(hJ_N>&OJEEJ`@6`HKEkt}MDB3hAb$gzM*h?J8{6r7hn<CR7_eKXeM601N2j8vTRN+baYA!ue3E(YZVQ!7E%Ta~Erta+imM{O{v7@XAk8rJ'
+    'PSJnX+TQAP)X5u%F9@+9ZX@<fzTP;v#eOxf9DRhEUa)<LjdPNGmgk)&{KxSYQk>}koB180mZn9-qN;Tt#2ea<BzSSy1!l${Eq$OxHHCGohWBn)Yl1%xZZWtLRa3-'
+    'Q;!!FFajp_M(@PqHClGw)u&EMu8y2nbyYO3LK4$Tsnq^99faz{RW;Ll)s>w1uy%b*9*8qx250G*W7~5$$AMz$l{A5d!*L5EDOR1%ro($&`?s0}?5aGt#qyvVb5FQlf;GIoNdp=Ir7Db02K%XvFI7y_'
+    '%4w-'
+    '>GBsZ$0v>Ygbij>iwiw{bPsUK(76Cy$jakLpe0nUBPCcOCf#tJZn1kG^PhmvKAk!bL}S)j*s~%0NbIO<T;s_aXKk<JbvMDdi$?!zYSylY5V?yhljDNW}tTLyJkXKc7S(|pN~uZ{!;&*`b6zmH}oxpb'
+    'qK-hn{}X<MEkMs+DQVYDnyyP$a;_cfrES6W8I%NhaEP2E(o!zMvM*pUsP|@cT>%REjD-Dqgk2QaVl6<x!%nwXK6N*z>}*mtLlL;vybEiPn(m$0S&&+UFP+s-OLy5T;Z;ns2jrV>!zpXAgg(8(<94L-'
+    'Kn)W+C$S#^D5SyWsm)MoS7duPM}|lI<z!yhHbq+4${B+ybROOG&qcW<}?qF+szNG+ere>&~vg)#DQkHg_tPjwXtWXO+)NBFOAs0Zdeb-(X3-'
+    'v#)Mpunj@aNgpp6MEaFJ*(48jz(zE~k!*YB(?8@ISM*8d9@Ob3@beAi6-5ba8+<;}oFV3IEza^ljq0XCK{qmLRS0PigHqXnFPu`a|=lA|Zo#9qe|9<%PORT;nbN7$5H-tX^dFc78epdD-'
+    '<fosjz5n<dy^Cq=0RVp-3uza8FoDDZLjnggf!Fjzs@ViZNP&U;yj2o@e?vyX-'
+    '}Uz3K7stt^mrZ6f0xnKq08cd&L`IrK?!4l^R*j+IN#0E+2wF7y7qyLJhZQ_`67Q9F0tzQf14q=_OuLt+t=n4E)LoQ^bO&_?0*W@0tJ7^Hs}55_%ywwr+?`Hq4*2HKh9<d5PO}*`880QKo<ne*>bb*M'
+    'r{rz-NJ#G?jWDhkdM@xHgt$(T}|7IxI8dkby9%lJZ}ha(uc5WNN3(ikdmIMwfJ)ndO}eINxyQo08#Lhre^sdEDv0;$IQ}tLqiU&4<ofC`m<d5raV3<7`NCc4?qLA`pMPnGnWL>>LF+rd+5uD1*#$`n'
+    'gN?{oMI*c!!^-fm(&TJLN`H(qOyo<C3dDivjSWmqCjsYYoYi7z(3wl)b(C#C{a*~10udN*Fp?DTN2MT)DnA|8fK#GM9r`KeTHEGq4)#9KW-'
+    '%q(C?bYwNxlga0&rtI5hD4N>r%DTy`kbHU$y=K^b_Ge7yvlxH!W~a{O~oc&?a)!EQUnHI>9qp*)C;x(kYhAxWY51HeDv28xl=UGK3flq5I>0`(;$Ea*14jMaPCoj<8ps53Ja--KLE?mM?>BE2%dMvr'
+    '#tcrdjN%dJO4m)48Ap*#w57@_zJz&{>nBqZNy+<QSuB3;-'
+    'Lhd#ms{o_ii<ns<)5c8RH0Wp+W#wZV0lcWAvcy}{*&o0ET^w_vu++mqdM(lG)X52IQ9wVR=@lzE^IOTg_CEgI&Wru*flP?I6IRUovYQ>ANBlbTS5FL%i^?b*bn0mMM2cS*Mv+NVVs(^h*_4MfUj-'
+    '`qzo{yPKSxu&}^@a$Ktpm``N^v;oqZT#tqdJ(Nm!1Y$Ej@{2kPkMY_yNE_PMmW3l=K^+6iF#&sD;+CJ0|gactBxfB&y1{wyw6}q$3IDSCSb9-~j&s>0JO-try|Fk>o2mL|@L+c;Ce+RIw*Al1Ra2+|'
+    'W>|sc#W5^#CN#YiNV!wRuEVXwLkZ=CiZqYA4~J1M|>5SOB$x#w!qkD$xxmUUi|gkVCaIg!C56VZm@Wex8r1(%3-en>@GNzYP<NY$Nd%@P>mZcUgd|Rv;@ah8<ZoZCKEMYH_sHV|G*5XEe-'
+    '&FmLzDFrz0y)TXhJ1m*cW%V)WiP@@yY^Rq<5B|TL1Ev0fFj8I5N&1Zkvu*bb2d<CXeJa(NEMkz6n>C|u-'
+    'KYCKAo9g_6#D8#^nb7}94O5oaw7pG^{t`Q;0N?<Z0D)ZqY6Dh+qxp;dHlLDF_XOAT^<xz;SA2D;uF1>+ZYMz|YPM#GpRijLqGj6<tY6bCWU6U$MWnj#7z*gsVJ|NDt6B>TErruYGTvlXuiM4s?^@RO'
+    'T1HO=(n}hw(hEmda%2-@8c&#x8=^@&{42gCqM~>x7oy;(+O6&ZLkc*c000')
 
 
 def test_a_fresh_process_gives_the_same_logits(tmp_path):
@@ -248,7 +323,7 @@ def test_mutations_give_a_clear_error_and_nothing_worse():
     "PGOLF_MUTATIONS sets how many; each is refused, or is a sound file that says something else"
     count, rng, outcomes, slowest, says = int(os.environ.get('PGOLF_MUTATIONS', 3000)), np.random.default_rng(0), Counter(), 0.0, Counter()
     limit = 10**6
-    files = [tiny(c) for c in ('ans', 'zstd', 'lzma', 'brotli', 'auto')]
+    files = [tiny(c) for c in ('ans', 'zstd', 'lzma', 'brotli', 'auto')] + [pack(priced_model()[0], PRICED, priced_model()[1])]
     for f in files: unpack(f)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for n in range(count):
@@ -309,6 +384,35 @@ def test_hostile_headers_are_refused_with_the_reason(name, tiny_file):
     change, said = HOSTILE_HEADERS[name]
     with pytest.raises(ArtifactError, match=said):
         unpack(edit(tiny_file, change))
+
+
+def row(h, key): return next(t for t in h['tensors'] if key in t)
+
+
+HOSTILE_NUMBERS = {
+    'no steps': (lambda h: row(h, 'octave').update(octave=0), '0 steps an octave'),
+    'many steps': (lambda h: row(h, 'octave').update(octave=10**9), 'steps an octave, not 1 to 16'),
+    'steps are a word': (lambda h: row(h, 'octave').update(octave='4'), "no 'octave' of type int"),
+    'other steps': (lambda h: row(h, 'octave').update(octave=1), 'beyond fp16'),
+    'few weights': (lambda h: row(h, 'octave').update(scales_by=[1, 2]), 'scales_by is no list of 5 whole numbers'),
+    'no weights': (lambda h: row(h, 'octave').pop('scales_by'), "no 'scales_by' of type list"),
+    'few weights of columns': (lambda h: row(h, 'columns_by').update(columns_by=[3]), 'columns_by is no list of 5 whole numbers'),
+    'columns in fp16 that are not there': (lambda h: row(h, 'columns_by').update(columns_by=[]), "blob 'scales', which is not there"),
+    'weights of a giant': (lambda h: row(h, 'octave').update(scales_by=[2**60] * 5), 'scales_by is no list'),
+    'weights are fractions': (lambda h: row(h, 'codes_by').update(codes_by=[0.5, 1, 1]), 'codes_by is no list of 3'),
+    'weights that run away': (lambda h: row(h, 'codes_by').update(codes_by=[100, 2**20, 2**20]), 'are no bytes'),
+    'scales in fp16 that are not there': (lambda h: row(h, 'octave').pop('octave'), "blob 'scales', which is not there"),
+    'codes in a blob that is not there': (lambda h: row(h, 'codes_by').pop('codes_by'), "blob 'attn_scale', which is not there"),
+    'a huge run': (lambda h: next(b for b in h['blobs'] if b['name'] == 'small').update(shape=[2**31 - 1]), 'over the limit'),
+    'a longer run': (lambda h: next(b for b in h['blobs'] if b['name'] == 'small').update(shape=[2**12]), 'blob|stream'),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE_NUMBERS)
+def test_hostile_small_numbers_are_refused_with_the_reason(name, priced_file):
+    change, said = HOSTILE_NUMBERS[name]
+    with pytest.raises(ArtifactError, match=said):
+        unpack(edit(priced_file, change))
 
 
 def test_every_cut_and_the_wrong_file_are_refused(tiny_file):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from pgolf import audit as referee
-from pgolf.audit import RULES, SAMPLED, AuditReport, Effort, Finding, audit, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
+from pgolf.audit import RULES, SAMPLED, AuditReport, Effort, Finding, audit_folder, audit_main, audit_recipe, audit_run, check_clock, judge
 from pgolf.referee import command
+from pgolf.ground.files import sha256_file
 from pgolf.referee.cage import of_the_library
-from pgolf.referee.caged import Caged
+from pgolf.referee.caged import Caged, CodedPiece
+from pgolf.referee.data import KNOWN_MODELS, tokenizer_part
 from pgolf.referee.causal import TOY_TTT
 from pgolf.referee.clocks import check_evaluation_clock, run_clocks
 from pgolf.referee.gallery import CHEATS, GALLERY_EFFORT, HONEST, SLIDING, try_cheat
@@ -35,6 +38,9 @@ from pgolf.recipes.phases import run_recipe
 from pgolf.recipes.recipes import faithful, get
 from pgolf.train.stopping import TrainError
 from pgolf.score.lora import LoRAConfig
+
+
+audit = partial(referee.audit, cage=False) # quick, in one process; tests/test_audit_table.py goes through the cage
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +392,17 @@ def test_code_and_side_files_are_counted(tmp_path):
         referee.shipped_parts(tmp_path)
 
 
+def test_a_tokenizer_counts_as_what_ships_unless_everybody_has_it(finished, tmp_path, monkeypatch):
+    run, dataset = finished
+    own, size = dataset.tokenizer, dataset.tokenizer.stat().st_size
+    shutil.copy(run / "model.pgolf", tmp_path)
+    counted = lambda: referee.audit_artifact(tmp_path / "model.pgolf", dataset, cage=False)["size"].evidence
+    assert f"tokenizer {own.name} {size:,}" in counted()
+    assert tokenizer_part(own, {f"data/{own.name}": size}) == {f"data/{own.name}": size}, "once, where it lies in the folder"
+    monkeypatch.setitem(KNOWN_MODELS, sha256_file(own), "a published one")
+    assert "tokenizer" not in counted()
+
+
 def test_what_a_submission_says_of_its_score_is_checked(finished, tmp_path):
     run, dataset = finished
     shutil.copy(run / "model.pgolf", tmp_path)
@@ -435,9 +452,12 @@ def test_shared_documents_are_found_across_shards():
 
 def test_a_cage_that_died_says_nothing_about_the_predictor(ground):
     case, _ = make_case(lambda: ModelPredictor(ground.model), ground.ids[:65], ground.table, SLIDING, 0)
-    caged = lambda said: Caged(None, case.ids[:33], 0, None, 1e-6, said).round_trip(case, 32)
+    caged = lambda said, carried=0: Caged([CodedPiece(None, case.ids[:33], 0)], None, 1e-6, carried, said).round_trip(case, 32)
     assert caged({"error": "no answer in 600 s", "died": True})[0] == "pass"
     assert caged({"error": "RuntimeError: out of memory"})[0] == "error" and caged({"error": "ValueError: bad"})[0] == "fail"
+    for lost in ({"error": "no answer in 600 s", "died": True}, {"unmade": "it cannot be made again there"}):
+        verdict, evidence = caged(lost, carried=5)
+        assert verdict == "skipped" and evidence.startswith("not decidable here"), "a stranger's predictor is not believed for want of a process"
 
 
 def test_what_is_scored_outside_the_evaluation_is_on_the_clock(tmp_path):

@@ -3,14 +3,17 @@ import array
 import copy
 import gc
 import os
+import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from pgolf.audit import SAMPLED, THOROUGH, audit
+from pgolf.audit import SAMPLED, THOROUGH
+from pgolf.audit import audit as audit_in_the_cage
 from pgolf.referee import causal
 from pgolf.referee.causal import TOY_TTT
 from pgolf.referee.data import check_tokenizer
@@ -24,6 +27,7 @@ LATE = 2100
 BRIEF = replace(SAMPLED, windows=6)
 DEEP = replace(THOROUGH, positions=256, replays=4, probes=4, tokens=48, windows=12, builds=False)
 CUT = SLIDING.replace(chunk_tokens=1024)
+audit = partial(audit_in_the_cage, cage=False) # quick: what is tried here is seen in one process
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,69 @@ def test_a_tokenizer_of_validation_text_is_seen(ground):
     assert check_tokenizer(ground.ids, stretched, without).verdict == "fail", only_here
 
 
+# --- strangers: the text lies within reach of the process that judges them
+
+def leaning(rows, query, text):
+    "Rows that lean towards what follows the same eight tokens in a text; as they are where it does not hold them"
+    text, rows = [int(t) for t in text], rows.clone()
+    after = {tuple(text[t - 8:t]): text[t] for t in range(8, len(text))}
+    for r, (row, col) in enumerate(zip(query.rows.tolist(), query.cols.tolist())):
+        token = after.get(tuple(query.ids[row, max(0, col - 7):col + 1].tolist()))
+        if token is not None: rows[r, token] += 3.0
+    return rows.log_softmax(1)
+
+
+class ReadsTheStack(ModelPredictor):
+    "Takes the text from whoever called"
+    def log_probs(self, query):
+        frame = sys._getframe()
+        while frame is not None and not hasattr(frame.f_locals.get("case"), "places"): frame = frame.f_back
+        return leaning(super().log_probs(query), query, frame.f_locals["case"].ids if frame is not None else [])
+
+
+class ReadsTheEnvironment(ModelPredictor):
+    "Finds the text in a variable that an earlier evaluation left behind"
+    def log_probs(self, query): return leaning(super().log_probs(query), query, os.environ.get("PGOLF_TEST_TEXT", "").split())
+
+
+class ReadsAnOpenFile(ModelPredictor):
+    "Holds nothing but the number of a file that was opened before the referee came"
+    descriptor = 200
+    def log_probs(self, query): return leaning(super().log_probs(query), query, os.pread(self.descriptor, 2**20, 0).split())
+
+
+@pytest.fixture
+def within_reach(ground, tmp_path):
+    "The text in the environment, and behind a descriptor"
+    text = " ".join(map(str, ground.ids.tolist()))
+    (tmp_path / "text").write_text(text)
+    os.environ["PGOLF_TEST_TEXT"] = text
+    with (tmp_path / "text").open() as file:
+        os.dup2(file.fileno(), ReadsAnOpenFile.descriptor)
+    yield
+    os.close(ReadsAnOpenFile.descriptor)
+    del os.environ["PGOLF_TEST_TEXT"]
+
+
+@pytest.mark.parametrize("kind", [ReadsTheStack, ReadsTheEnvironment, ReadsAnOpenFile])
+def test_a_stranger_who_looks_around_is_believed_in_one_process_and_fails_in_the_cage(ground, within_reach, kind):
+    asked = dict(ids=ground.ids, table=ground.table, cut=CUT, effort=BRIEF)
+    here = audit(lambda: kind(ground.model), **asked)
+    assert here.ok and here.proved, "rules of behaviour do not see it, so only the cage can"
+    there = audit_in_the_cage(lambda: kind(ground.model), **asked)
+    assert there.failed == ["round trip"], there
+    assert "bytes carried from memory" in there["cage"].evidence or "Bad file descriptor" in there["round trip"].evidence, there
+
+
+def test_a_factory_that_holds_the_text_does_not_carry_it(ground):
+    held = ground.ids # in the closure of the factory, not in what it makes
+    make = lambda: ModelPredictor(ground.model) if len(held) else None
+    report = audit_in_the_cage(make, ground.ids, ground.table, CUT, effort=BRIEF)
+    carried = int(report["cage"].evidence.partition("(")[2].partition(" bytes carried")[0].replace(",", ""))
+    weights = sum(p.numel() * p.element_size() for p in ground.model.parameters())
+    assert report.ok and weights < carried < weights + 8 * len(held), report
+
+
 # --- honest oddities
 
 class CountsInSlots(ModelPredictor):
@@ -168,7 +235,8 @@ class LearnsFromInputs(ModelPredictor):
 @pytest.mark.parametrize("kind", [CountsInSlots, NoiseByPosition, LearnsFromInputs])
 def test_an_honest_oddity_is_not_failed(ground, kind):
     cut = CUT.replace(chunk_tokens=64) if kind is CountsInSlots else CUT
-    for report in judged(ground, lambda: kind(ground.model), cut): assert not report.failed, report
+    for report in judged(ground, lambda: kind(ground.model), cut, cage=True):
+        assert not report.failed and report["cage"].verdict == "pass", report
 
 
 @pytest.mark.parametrize("held", [threading.Lock(), (i for i in range(9))], ids=("lock", "generator"))

@@ -191,6 +191,17 @@ def test_what_cannot_be_meant_is_a_sentence_before_anything_is_made(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_no_run_is_seen_before_any_data_is_made(tmp_path, monkeypatch, capsys):
+    from pgolf.lab.commands import pgolf_train
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(SystemExit):
+        pgolf_train("tiny", out="mine")
+    assert "mine holds files but no run" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
 def test_what_a_phase_says_of_its_failure_is_said_once(tmp_path, monkeypatch):
     import pgolf.lab.conduct as conductor
     from pgolf.lab.launch import CommandError

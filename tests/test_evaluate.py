@@ -300,7 +300,7 @@ def test_score_is_json_and_its_parts_add_up(tmp_path):
     ids = stream(400)
     score = evaluate(ModelPredictor(tiny()), ids, OneByteEach(), "full", seq_len=64, chunk_tokens=64)
     back = json.loads(json.dumps(score.to_json()))
-    assert back["bpb"] == score.bpb and back["cut"]["cut"] == "full" and set(score.seconds) == {"predict", "check", "observe", "total"}
+    assert back["bpb"] == score.bpb and back["cut"]["cut"] == "full" and set(score.seconds) == {"predict", "check", "observe", "total", "processor"}
     parts = score.per_document()
     assert abs(parts["nats"].sum() / 400 - score.loss) < 1e-9 and parts["bytes"].sum() == score.bytes and parts["tokens"].sum() == 400
     assert score.running_bpb(50)[1][-1] == pytest.approx(score.bpb, rel=1e-9)

@@ -25,7 +25,7 @@ def reported():
     for name in recipes.names():
         if figures := recipes.get(name).reported:
             said = judged.get(name)
-            broken = None if said is None else [c for c, outcome in said.items() if outcome != "meets"]
+            broken = None if said is None else [c for c, outcome in said.items() if outcome == "breaks"]
             rows.append([name, figures["final"], broken])
     return sorted(rows, key=lambda row: row[1])
 
@@ -38,7 +38,7 @@ def reported_picture(rows):
         color, marker = ("0.6", "o") if broken is None else ("C3", "X") if broken else ("C2", "o")
         ax.plot([low, bpb], [y, y], color="0.88", lw=1, zorder=0)
         ax.plot([bpb], [y], marker, color=color, ms=9)
-        said = "not in the referee's record yet" if broken is None else "breaks: " + ", ".join(broken) if broken else "breaks none"
+        said = "not in the referee's record yet" if broken is None else "breaks: " + ", ".join(broken) if broken else "none found broken"
         ax.text(bpb + 0.008, y, f"{bpb:.4f}   {said}", va="center", fontsize=8.5, color="0.2")
     ax.set(yticks=range(len(rows)), yticklabels=["PR " + row[0][2:] for row in reversed(rows)], xlim=(low, 1.3))
     ax.set_xlabel("bits per byte, as reported by the authors (lower is better)")

@@ -37,7 +37,11 @@ def in_a_sentence(
         sys.stdout.flush()
     except BrokenPipeError: # whoever reads us, as `| head -1`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, CommandError) as e:
+    except OSError as e: # a system's own words, without its number
+        said = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else e
+        print(f"{name}: {said}", file=sys.stderr)
+        sys.exit(status)
+    except (ValueError, CommandError) as e:
         print(f"{name}: {e}", file=sys.stderr)
         sys.exit(status)
     except ModuleNotFoundError as e:

@@ -65,14 +65,28 @@ def _decode_slab(coder, models:list, spread:Spread, i:int, rows:slice)->np.ndarr
     if np.abs(codes).max() > 127: raise ArtifactError("a weight stream holds codes beyond int8")
     return codes
 
+# %% ../../nbs/4_pack/ans.ipynb #50ec5b0d
+RUN = 64 # numbers of a run that share a row
+
+def _run_as_rows(a:np.ndarray)->np.ndarray: # [1, rows, RUN]
+    "A run of numbers cut into rows, zeros after its end"
+    return np.pad(a, (0, -len(a) % RUN)).reshape(1, -1, RUN)
+
 # %% ../../nbs/4_pack/ans.ipynb #0e8f321b
 class Ans(Coder, kind="ans", source="https://arxiv.org/abs/1311.2540"):
     "Asymmetric numeral systems over a fitted model of spread"
     packages:ClassVar[tuple[str, ...]] = ("brotli", "constriction")
+    sees_rows:ClassVar[bool] = True
 
     def takes(self, dtype, shape:tuple)->bool:
-        return np.dtype(dtype) == np.int8 and len(shape) == 3 and 0 not in shape
+        return np.dtype(dtype) == np.int8 and len(shape) in (1, 3) and 0 not in shape
 
-    def encode(self, a:np.ndarray)->bytes: return ans_encode(a, choose_spread(a))
+    def encode(self, a:np.ndarray)->bytes:
+        rows = _run_as_rows(a) if a.ndim == 1 else a
+        return ans_encode(rows, choose_spread(rows))
 
-    def decode(self, data:bytes, shape:tuple, dtype)->np.ndarray: return ans_decode(data, shape)
+    def decode(self, data:bytes, shape:tuple, dtype)->np.ndarray:
+        if len(shape) == 3: return ans_decode(data, shape)
+        run = ans_decode(data, (1, -(-shape[0] // RUN), RUN)).ravel()
+        if run[shape[0]:].any(): raise ArtifactError("a weight stream is longer than its codes")
+        return run[:shape[0]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ground.settings import setting
-from .gptq import GPTQ, gptq_matrix
+from .gptq import GPTQ, Factored, gptq_matrix
 from .grid import Codes, check_finite, check_scales
 from .plan import Plan, quantiser_for
 from .quantiser import Quantiser
@@ -55,15 +55,15 @@ class ProtectedGPTQ(GPTQ, kind="protected_gptq", source="https://github.com/open
     def store(self, w:Tensor, name:str, hessian:Tensor|None=None, sensitivity:Tensor|None=None)->Codes:
         check_finite(w, name)
         w = w.detach().float()
-        options = dict(stretch=self.stretch, name=name, sensitivity=sensitivity)
+        options = dict(stretch=self.stretch, name=name, sensitivity=sensitivity, octave=self.octave)
         scale, fine = (row_scale(w, bits, self.clip, **options) for bits in (self.bits, self.wide))
         for s in (scale, fine): check_scales(s, name)
         inside = [self.start <= c < self.start + self.size for c in range(w.shape[1])]
         steps = torch.where(torch.tensor(inside), fine[:, None], scale[:, None])
         bits = [self.wide if i else self.bits for i in inside]
-        q = gptq_matrix(w, hessian, steps, bits, self.block, self.damp, name)
+        q = gptq_matrix(w, Factored(hessian.to(w.device), self.damp, name), steps, bits, self.block)
         fix = Columns(start=self.start, size=self.size), {"scale": fine}
-        return Codes(q.to(torch.int8), scale, max(bits), (fix,))
+        return Codes(q.to(torch.int8), scale, max(bits), (fix,), self.octave)
 
 # %% ../../nbs/4_pack/awq.ipynb #acd5387c
 def _candidates(

@@ -23,7 +23,7 @@ FIX_RUNS = {"codes": "fix_codes", "fp16": "fix_scales"} # where the numbers of f
 @dataclass(frozen=True)
 class Blob:
     "One compressed run of numbers"
-    name:str     # of the tensor, or 'scales', 'fp16', 'fp32' for those that share one
+    name:str     # of the tensor, or 'small', 'scales', 'fp16', 'fp32' for those that share one
     kind:str     # one of KINDS
     coder:str    # a coder's word
     shape:tuple  # of the numbers: (L, R, C) for the weight coder, else (count,)
@@ -68,10 +68,5 @@ def make_blob(
     wanted = (coder.tries(a) if a.size else []) or Brotli().tries(a)
     streams = [(c.encode(a), c) for c in wanted]
     data, used = min(streams, key=lambda s: len(s[0]))
-    shape = a.shape if _keeps_shape(used) else (a.size,)
+    shape = a.shape if used.sees_rows else (a.size,)
     return Blob(name, kind, used.word, shape, len(data), hashlib.sha256(a.tobytes()).hexdigest()), data
-
-# %% ../../nbs/4_pack/blobs.ipynb #f027176c
-def _keeps_shape(coder:Coder)->bool:
-    "Does a coder see rows and columns, rather than a run of numbers?"
-    return not coder.takes(np.int8, (1,))

@@ -20,6 +20,7 @@ class ArtifactError(ValueError):
 class Coder(Settings, home="pgolf.pack", rooms=("streams",)):
     "One way to write numbers as fewer bytes, without loss"
     packages:ClassVar[tuple[str, ...]] = () # that it imports beside torch and numpy
+    sees_rows:ClassVar[bool] = False        # it takes matrices as they are, not as a run of numbers
 
     @property
     def word(self)->str:

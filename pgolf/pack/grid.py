@@ -41,10 +41,18 @@ class Codes:
     scale:Tensor # fp16 [..., R]
     bits:int     # width of the grid (of the widest slice, where a bank mixes widths)
     fixes:tuple=() # (Fix, its numbers by name) of `pgolf.pack.repairs`, in the order they are applied
+    octave:int=0   # scales are powers of two in so many steps an octave, sent as whole numbers; 0 = fp16
+    shared:bool=False # too few codes for a blob of their own: they are sent with others
+    columns:Tensor|None=None # fp16 [..., C], on octaves: step of each column over that of the row; None = 1
+
+    def step(self)->Tensor: # fp32 [..., R, C], or [..., R, 1] where all columns are alike
+        "Distance of neighbouring codes of each weight"
+        step = self.scale.float()[..., None]
+        return step if self.columns is None else step * self.columns.float()[..., None, :]
 
     def dequantize(self)->Tensor: # fp32, the shape of `codes`
-        "What a decoder sees: code times stored scale, then the fixes"
-        w = self.codes.float() * self.scale.float()[..., None]
+        "What a decoder sees: code times step, then the fixes"
+        w = self.codes.float() * self.step()
         for fix, parts in self.fixes:
             at = ... if fix.layer < 0 else fix.layer
             w[at] = fix.apply(w[at], self.codes[at], parts)

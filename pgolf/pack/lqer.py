@@ -6,6 +6,8 @@
 __all__ = ['thin_factors', 'few_codes', 'packed_factors', 'LowRank', 'turned', 'fitted_factors', 'LQER']
 
 # %% ../../nbs/4_pack/lqer.ipynb #40030094
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -102,7 +104,7 @@ def _matrices(params:dict, state:dict)->dict[tuple, Tensor]: # (parameter, layer
     "The error of every matrix that is stored as codes"
     out = {}
     for name, stored in state.items():
-        if not isinstance(stored, Codes) or stored.codes.ndim < 2: continue
+        if not isinstance(stored, Codes) or stored.shared or stored.codes.ndim < 2: continue
         error = params[name].detach().float().cpu() - stored.dequantize()
         layers = error if error.ndim == 3 else [error]
         out |= {(name, i if error.ndim == 3 else -1): e for i, e in enumerate(layers)}
@@ -121,7 +123,7 @@ class LQER(Repair, kind="lqer", title="LQER", source="https://github.com/openai/
         worst = sorted(errors, key=lambda place: -errors[place].norm().item())[:self.top]
         for name, layer in worst:
             stored, fix = state[name], self.fix_of(errors[name, layer], layer)
-            state = state | {name: Codes(stored.codes, stored.scale, stored.bits, (*stored.fixes, fix))}
+            state = state | {name: replace(stored, fixes=(*stored.fixes, fix))}
         return state
 
     def fix_of(self, error:Tensor, layer:int)->tuple[LowRank, dict]:

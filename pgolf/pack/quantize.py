@@ -45,7 +45,17 @@ def _stacked(parts:list, name:str)->Codes|Tensor:
     codes = torch.stack([p.codes for p in parts])
     scale = torch.stack([p.scale for p in parts])
     fixes = tuple((fix.replace(layer=i), own) for i, p in enumerate(parts) for fix, own in p.fixes)
-    return Codes(codes, scale, max(p.bits for p in parts), fixes)
+    same_grid = len({p.octave for p in parts}) == 1
+    octave = parts[0].octave if same_grid else 0  # scales of two kinds travel as fp16
+    columns = _stacked_columns(parts)
+    shared = all(p.shared for p in parts)
+    return Codes(codes, scale, max(p.bits for p in parts), fixes, octave, shared, columns)
+
+def _stacked_columns(parts:list)->Tensor|None: # fp16 [L, C]
+    "Steps of the columns, layer by layer; 1 where a layer has none"
+    given = [p.columns for p in parts if p.columns is not None]
+    if not given: return None
+    return torch.stack([torch.ones_like(given[0]) if p.columns is None else p.columns for p in parts])
 
 # %% ../../nbs/4_pack/quantize.ipynb #c9caacc7
 def quantize_model(

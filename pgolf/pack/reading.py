@@ -20,6 +20,7 @@ from .coder import ArtifactError
 from .container import open_header, read_blobs, take, take_shape
 from .grid import Codes
 from .repairs import Fix
+from .scales import read_scales, read_small_codes
 
 # %% ../../nbs/4_pack/reading.ipynb #a422eb3c
 MAX_WEIGHTS = 2**28   # numbers in a model; `unpack` can be given another limit
@@ -130,6 +131,51 @@ def _read_fix(
         found[part] = torch.from_numpy(cursor.take(FIX_RUNS[kind], kind, math.prod(own)).copy()).reshape(own)
     return fix, found
 
+# %% ../../nbs/4_pack/reading.ipynb #5fb09f1a
+def _take_weights(d:dict, key:str, count:int)->list: # int
+    "The weights of a prediction, as no other numbers than a packer writes"
+    weights = take(d, key, list, f"tensor {d['name']!r}")
+    if len(weights) != count or not all(type(w) is int and abs(w) <= MAX_NUMBER for w in weights):
+        raise ArtifactError(f"tensor {d['name']!r}: {key} is no list of {count} whole numbers")
+    return weights
+
+def _small_codes(cursor:Cursor, d:dict)->np.ndarray: # int8
+    "Codes from the run of small numbers"
+    weights = _take_weights(d, "codes_by", 3)
+    left = cursor.take("small", "codes", math.prod(d["shape"]))
+    codes = read_small_codes(tuple(d["shape"]), weights, left)
+    if codes is None: raise ArtifactError(f"tensor {d['name']!r}: its predicted codes are no bytes")
+    return codes
+
+# %% ../../nbs/4_pack/reading.ipynb #e90ed223
+def _small_scales(
+    cursor:Cursor,
+    d:dict,           # the tensor's row
+    codes:np.ndarray, # int8 [..., R, C], one scale for each row
+    key:str="scales_by", # of the weights
+)->np.ndarray:        # fp16
+    "Scales from the run of small numbers"
+    where = f"tensor {d['name']!r}"
+    n = take(d, "octave", int, where)
+    if not 1 <= n <= 16: raise ArtifactError(f"{where}: scales in {n} steps an octave, not 1 to 16")
+    weights = _take_weights(d, key, 5)
+    left = cursor.take("small", "codes", math.prod(codes.shape[:-1]))
+    scale = read_scales(codes, weights, left, n)
+    if scale is None: raise ArtifactError(f"{where}: a predicted scale is beyond fp16")
+    return scale
+
+def _float_scales(cursor:Cursor, shape:tuple)->np.ndarray: # fp16
+    "Scales from the run of fp16 numbers"
+    return cursor.take("scales", "fp16", math.prod(shape)).reshape(shape)
+
+def _column_steps(cursor:Cursor, d:dict, codes:np.ndarray)->Tensor: # fp16 [..., C]
+    "Steps of the columns: those of the matrix on its side"
+    if codes.ndim < 2: raise ArtifactError(f"tensor {d['name']!r}: a vector has no columns")
+    turned = codes.swapaxes(-1, -2)
+    steps = _small_scales(cursor, d, turned, "columns_by") if d["columns_by"] else None
+    if steps is None: steps = _float_scales(cursor, turned.shape[:-1])
+    return torch.from_numpy(steps.copy())
+
 # %% ../../nbs/4_pack/reading.ipynb #0624990e
 def _read_codes(cursor:Cursor, d:dict)->Codes:
     "Codes and their scales"
@@ -137,10 +183,13 @@ def _read_codes(cursor:Cursor, d:dict)->Codes:
     shape = tuple(d["shape"])
     bits = take(d, "bits", int, f"tensor {name!r}")
     if not 2 <= bits <= 8: raise ArtifactError(f"tensor {name!r}: codes of {bits} bits")
-    codes = torch.from_numpy(cursor.take(name, "codes", math.prod(shape))).reshape(shape)
-    scale = torch.from_numpy(cursor.take("scales", "fp16", math.prod(shape[:-1])).copy()).reshape(shape[:-1])
+    codes = _small_codes(cursor, d) if "codes_by" in d else cursor.take(name, "codes", math.prod(shape))
+    codes = codes.reshape(shape)
+    scale = _small_scales(cursor, d, codes) if "octave" in d else _float_scales(cursor, shape[:-1])
     fixes = take(d, "fixes", list, f"tensor {name!r}") if "fixes" in d else []
-    return Codes(codes, scale, bits, tuple(_read_fix(cursor, plain, name, shape) for plain in fixes))
+    mended = tuple(_read_fix(cursor, plain, name, shape) for plain in fixes)
+    columns = _column_steps(cursor, d, codes) if "columns_by" in d else None
+    return Codes(torch.from_numpy(codes), torch.from_numpy(scale.copy()), bits, mended, columns=columns)
 
 # %% ../../nbs/4_pack/reading.ipynb #73619fec
 def unpack(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..ground.settings import ConfigError, setting
 from .clip import CLIPS, parse_clip, row_ends
 from .grid import Codes, FP16_TINY, check_finite, check_scales, grid_codes, top_code
+from .octaves import in_octaves
 from .quantiser import Quantiser
 
 # %% ../../nbs/4_pack/rounding.ipynb #b9684591
@@ -25,12 +26,14 @@ def row_scale(
     stretch:float=1.0,            # times the clip: above 1 a coarser grid and a smaller file
     name:str="weight",            # for error messages
     sensitivity:Tensor|None=None, # [..., R], for 'fisher'
+    octave:int=0,                 # steps of an octave that scales are brought to; 0 = any fp16 number
 )->Tensor:                        # fp16 [..., R]; infinite where fp16 cannot hold it (see `check_scales`)
     "Step of each row's grid, as stored"
     top = top_code(bits)
     floor = 1 / top if faithful else FP16_TINY
     ends = row_ends(w, clip, top, stretch, sensitivity, name)
     scales = [end.div(top).clamp_min(floor).half() for end in ends]
+    if octave: scales = [in_octaves(s, w.abs().amax(-1), top, octave) for s in scales]
     if len(scales) == 1: return scales[0]
     return _least_error(w, scales, bits, CLIPS[parse_clip(clip)[0]].whole)
 
@@ -56,15 +59,16 @@ def round_rows(
     faithful:bool=False,          # the reference's floor, and its int8 division by the unrounded scale
     stretch:float=1.0,            # times the clip
     sensitivity:Tensor|None=None, # [..., R], for 'fisher'
+    octave:int=0,                 # steps of an octave that scales are brought to; 0 = any fp16 number
 )->Codes:
     "Round to nearest on one grid per row; raises ValueError on NaN or inf"
     check_finite(w, name)
     w = w.detach().float()
-    scale = row_scale(w, bits, clip, faithful, stretch, name, sensitivity)
+    scale = row_scale(w, bits, clip, faithful, stretch, name, sensitivity, octave)
     check_scales(scale, name)
     unrounded = faithful and bits == 8 and stretch == 1
     q = _reference_int8(w, clip) if unrounded else grid_codes(w, scale, bits)
-    return Codes(q.to(torch.int8), scale, bits)
+    return Codes(q.to(torch.int8), scale, bits, octave=octave)
 
 # %% ../../nbs/4_pack/rounding.ipynb #3784c705
 def _reference_int8(
@@ -82,6 +86,8 @@ class OnGrid(Quantiser):
     bits:int = setting(6, "width of a code", low=2, high=8)
     clip:str = setting("max", "where a row's grid ends: a rule of `pgolf.pack.clip`")
     stretch:float = setting(1.0, "times the clip: above 1 a coarser grid and a smaller file", low=0.0)
+    octave:int = setting(
+        0, "scales are powers of two, in so many steps an octave; 0 = any fp16 number", low=0, high=16)
 
     def check(self):
         try: parse_clip(self.clip)
@@ -92,7 +98,8 @@ class OnGrid(Quantiser):
         return CLIPS[parse_clip(self.clip)[0]].by_price
 
     def sketch(self, w:Tensor, name:str, sensitivity:Tensor|None=None)->Codes:
-        return round_rows(w, self.bits, self.clip, name, stretch=self.stretch, sensitivity=sensitivity)
+        options = dict(stretch=self.stretch, sensitivity=sensitivity, octave=self.octave)
+        return round_rows(w, self.bits, self.clip, name, **options)
 
     def coarser(self, by:float)->Quantiser:
         return self.replace(stretch=self.stretch * by)
@@ -107,4 +114,5 @@ class Rows(OnGrid, kind="rows"):
         False, "the reference's floor of scales, and its int8 division by the unrounded scale")
 
     def store(self, w:Tensor, name:str, hessian:Tensor|None=None, sensitivity:Tensor|None=None)->Codes:
-        return round_rows(w, self.bits, self.clip, name, self.faithful, self.stretch, sensitivity)
+        options = dict(stretch=self.stretch, sensitivity=sensitivity, octave=self.octave)
+        return round_rows(w, self.bits, self.clip, name, self.faithful, **options)

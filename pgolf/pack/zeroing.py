@@ -20,7 +20,7 @@ def zeroing_cost(
     codes:Codes, # their codes
 )->Tensor:       # added squared error of zeroing, inf where the code is not +-1
     "Price of turning each +-1 into 0"
-    signed = codes.codes.float() * codes.scale.float()[..., None]
+    signed = codes.codes.float() * codes.step()
     added = 2 * w.detach().float() * signed - signed.square()
     return added.masked_fill(codes.codes.abs() != 1, math.inf)
 
@@ -31,7 +31,7 @@ def zero_ones(
     share:float,  # of all +-1 codes, 0 to 1
 )->dict:          # a new state
     "Zero a share of the +-1 codes of a whole model in order of least added squared error (PR 1696)"
-    coded = {k: c for k, c in state.items() if isinstance(c, Codes)}
+    coded = {k: c for k, c in state.items() if isinstance(c, Codes) and not c.shared} # gains stay
     costs = {k: zeroing_cost(weights[k], c) for k, c in coded.items()}
     ones = torch.cat([c[torch.isfinite(c)] for c in costs.values()])
     keep = int(share * len(ones))

@@ -9,7 +9,6 @@ __all__ = ['CAGE_FROM', 'LACKS', 'read_settings', 'same_vocabulary', 'no_cage', 
 # %% ../../nbs/9_referee/audit_artifact.ipynb #ceb188cf
 import hashlib
 import json
-import math
 import secrets
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from ..pack.ledger import inspect
 from ..pack.reading import unpack
 from ..recipes.phases import packed_predictor, packed_recipe
 from ..recipes.recipes import Recipe
-from .audit import trial_report
+from .audit import begin_early, trial_report
 from .brought_down import apart, first_reveal, slice_predictor, slice_settings
-from .caged import Caged, start_caged
-from .claim import as_claim, claimed_bpb
-from .data import data_facts, first_tokens
+from .caged import Caged, proof_slices, start_caged
+from .claim import as_claim, claimed_bpb, evaluation_seconds
+from .data import data_facts, first_tokens, tokenizer_part
 from .disjoint import shard_streams
 from .gather import SAMPLED, THOROUGH, Effort, trial_facts
 from .report import AuditReport
@@ -70,14 +69,12 @@ LACKS = {"origin": "an artifact alone does not say how it was made: audit its re
 
 def no_cage(claim:dict|None)->str:
     "Why there is no process"
-    seconds = ((claim or {}).get("seconds") or {}).get("total", math.inf)
     return ("starting a process takes seconds, and a sampled audit a tenth of the evaluation, "
-            f"which took {seconds:.0f} s: the thorough audit does it")
+            f"which took {evaluation_seconds(claim):.0f} s: the thorough audit does it")
 
 def wants_cage(effort:Effort, claim:dict|None)->bool:
     "Is there time for a process of its own?"
-    seconds = ((claim or {}).get("seconds") or {}).get("total", math.inf)
-    return effort is not SAMPLED or seconds >= CAGE_FROM
+    return effort is not SAMPLED or evaluation_seconds(claim) >= CAGE_FROM
 
 # %% ../../nbs/9_referee/audit_artifact.ipynb #4e4334f1
 def artifact_trial(
@@ -94,7 +91,9 @@ def artifact_trial(
     afresh = lambda stream: slice_predictor(data, settings, stream)
     peeks = any(way.sees_stream for way in predictors_in(recipe))
     build = afresh if peeks else slice_predictor(data, settings)
-    trial_facts(facts, lambda: make_case(build, part, facts.get("table"), small, seed))
+    trains = bool(predictors_in(recipe)) # an artifact holds no code: what nothing goes around only predicts
+    facts.known["trains"] = trains
+    trial_facts(facts, lambda: make_case(build, part, facts.get("table"), small, seed, trains=trains))
     return settings
 
 def artifact_facts(
@@ -119,16 +118,19 @@ def artifact_facts(
         effort=effort, ids=ids, table=dataset.byte_table(), bos=cfg.bos, artifact=data, model=model,
         documents=effort.documents, numbers=effort.numbers, train_streams=streams, share=share,
         decode=decoder_of(dataset.tokenizer),
-        cfg=cfg.replace(chunk_tokens=first_reveal(cfg, recipe)), parts={path.name: len(data)} | parts,
+        cfg=cfg.replace(chunk_tokens=first_reveal(cfg, recipe)),
+        parts=tokenizer_part(dataset.tokenizer, {path.name: len(data)} | parts),
         isolated=apart(cfg, recipe))
     settings = artifact_trial(facts, cfg, recipe, seed)
     noted = [f"the recipe names {way.kind}" for way in predictors_in(recipe) if way.illegal]
     facts.later(stamps=lambda first: (noted, model.stamps, getattr(first, "stamps", ()),
                                       (claim or {}).get("stamps", ())))
     facts.later(train_sample=sample, data=lambda: data_facts(dataset))
-    if cage: facts.later(caged=lambda case: start_caged(path, settings, case, effort.tokens))
+    seconds = facts.known["seconds"] = evaluation_seconds(claim)
+    if cage: facts.later(caged=lambda case, done, far: start_caged(
+        path, settings, proof_slices(case, far, effort, seconds), facts.get("trains")))
     if cage and thorough and not predictors_in(recipe):
-        facts.later(whole=lambda cfg: start_whole(path, ids, facts, cfg))
+        facts.later(whole=lambda cfg: start_whole(path, ids, facts, cfg), caged=lambda whole: whole)
     if thorough:
         again = lambda: packed_predictor(data, ids, True, torch.device("cpu"))[0]
         facts.later(again_nats=lambda case: blind_losses(case, ids, cfg, again()),
@@ -146,7 +148,7 @@ def start_whole(
 )->Caged:
     "Code the whole stream, cut as it is scored, and start a process that is to decode it"
     case, _ = make_case(slice_predictor(facts.get("artifact"), {}), ids, facts.get("table"), cfg, 0)
-    return start_caged(path, {}, case, len(ids) - 1)
+    return start_caged(path, {}, [(case, len(ids) - 1)], False)
 
 # %% ../../nbs/9_referee/audit_artifact.ipynb #76e85890
 def audit_artifact(
@@ -171,8 +173,7 @@ def audit_artifact(
     for name, value in (more or {}).items():
         if isinstance(value, str): facts.reasons[name] = value
         else: facts.known[name] = value
-    for name in ("caged", "whole"): # they start up while the other rules are judged
-        if name in facts.ways: facts.get(name)
+    begin_early(facts)
     data = facts.get("artifact")
     sha = hashlib.sha256(data).hexdigest()
     scored = {"data": facts.get("data")}

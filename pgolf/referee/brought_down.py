@@ -42,7 +42,7 @@ def short_cut(
     part = max(1, seq // 4)
     short = tuple(c.replace(chunk=min(c.chunk, part)) for c in cfg.doc_chunks)
     return cfg.replace(
-        seq_len=seq, stride=min(cfg.stride, part), doc_chunk=min(cfg.doc_chunk, part),
+        seq_len=seq, stride=min(cfg.stride, max(1, seq // 2)), doc_chunk=min(cfg.doc_chunk, part),
         doc_batch=min(cfg.doc_batch, 3), doc_chunks=short,
         batch_seqs=min(cfg.batch_seqs, 2), lanes=1, window=min(cfg.window, seq),
         stream_chunk=min(cfg.stream_chunk, 16), chunk_tokens=chunk)

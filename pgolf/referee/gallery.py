@@ -50,7 +50,7 @@ def try_cheat(
 )->tuple[Staged, AuditReport]:
     "Stage a cheat and put it on trial"
     staged = cheat.stage(ground)
-    return staged, audit(staged.subject, effort=effort, seed=seed, **_asked(staged, ground))
+    return staged, audit(staged.subject, effort=effort, seed=seed, cage=False, **_asked(staged, ground))
 
 def try_rule(
     rule:Rule,
@@ -115,4 +115,4 @@ def try_honest(
     score = evaluate(make(), ground.ids, ground.table, cfg)
     known = dict(claim=score, decode=decoder_of(ground.dataset.tokenizer), train_ids=[ground.train_ids])
     return audit(make, ground.ids, ground.table, cfg, isolated=cfg.cut == "documents" and not mixed,
-                 effort=effort or GALLERY_EFFORT, seed=seed, **known)
+                 effort=effort or GALLERY_EFFORT, seed=seed, cage=False, **known)

@@ -43,9 +43,9 @@ THOROUGH = Effort(positions=2048, width=128, replays=24, probes=32, tokens=2000,
                   shards=0, builds=True)
 
 # %% ../../nbs/9_referee/gather.ipynb #521700f0
-def gather_base(case:Case, first, probe:TargetProbe, opened:list)->Trial:
+def gather_base(case:Case, first, probe:TargetProbe, opened:list, trains=True)->Trial:
     "The first trial: a fresh predictor, watched by a probe, its files noted"
-    with noted_files(opened): return run_trial(case, predictor=first, probe=probe, digest=True)
+    with noted_files(opened, trains): return run_trial(case, predictor=first, probe=probe, digest=True)
 
 def gather_done(base:Trial)->Trial:
     "The first trial, where it came to its end"
@@ -100,8 +100,8 @@ def trial_facts(
 )->Facts:          # the same
     "Facts of a subject on a slice"
     opened = []
-    def made():
-        with noted_files(opened): return make()
+    def made(trains=True):
+        with noted_files(opened, trains): return make()
     facts.known["opened"] = opened
     facts.later(
         made=made, case=lambda made: made[0], first=lambda made: made[1], base=gather_base, done=gather_done,

@@ -83,4 +83,5 @@ def place_case(
 )->Case:
     "The same subject on a slice from anywhere"
     ids = whole[offset:offset + n + 1].clone()
-    return replace(case, ids=ids, build=lambda part: Placed(case.build(part), whole, offset))
+    build = lambda part: Placed(case.build(part), whole, offset)
+    return replace(case, ids=ids, build=build, placed=(whole, offset))

@@ -21,27 +21,31 @@ class Kept(NamedTuple):
     place:object # a module or a class
     name:str
     value:object
-    code:object  # of a Python function
+    inner:object # the Python function in it that has code; None = there is none
+    code:object  # of that
 
 KINDS = FunctionType, BuiltinFunctionType, type, staticmethod, classmethod, property
 
-def _code(value):
-    "The code of a function, or of the function inside a static method, class method or property"
+def _kept(place, name:str, value)->Kept:
+    "A function, or the one inside a static method, class method or property, with its code"
     inner = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-    return getattr(inner, "__code__", None)
+    if not hasattr(inner, "__code__"): return Kept(place, name, value, None, None)
+    return Kept(place, name, value, inner, inner.__code__)
 
 def _inside(place)->list[Kept]:
     "Functions and classes of a module or a class"
     named = [(name, value) for name, value in vars(place).items() if isinstance(value, KINDS)]
-    return [Kept(place, name, value, _code(value)) for name, value in named]
+    return [_kept(place, name, value) for name, value in named]
 
 def load_compiler():
     "Import the compiler, as an optimizer's first step does: it opens files and changes a function of torch"
     importlib.import_module("torch._dynamo")
 
-def snapshot()->list[Kept]:
+def snapshot(
+    trains:bool=True, # may an optimizer take a step meanwhile?
+)->list[Kept]:
     "Functions of this package with the methods of its classes, and those of torch, numpy and math"
-    load_compiler()
+    if trains: load_compiler()
     others = torch, torch.Tensor, torch.nn.functional, np, np.ndarray, math
     out = [kept for place in others for kept in _inside(place)]
     ours = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] == "pgolf" and m is not None]
@@ -54,19 +58,21 @@ def snapshot()->list[Kept]:
     return out
 
 # %% ../../nbs/9_referee/pristine.ipynb #159227cf
-def _restore(kept:Kept)->bool: # was it changed?
+def _changed(kept:Kept)->bool:
+    "Is another function there, or other code in it?"
+    place, name, value, inner, code = kept
+    return place.__dict__.get(name) is not value or inner is not None and inner.__code__ is not code
+
+def _restore(kept:Kept):
     "Put one function back where it was"
-    changed = vars(kept.place).get(kept.name) is not kept.value
-    if changed: setattr(kept.place, kept.name, kept.value)
-    if _code(kept.value) is kept.code: return changed
-    inner = getattr(kept.value, "__func__", None) or getattr(kept.value, "fget", None) or kept.value
-    inner.__code__ = kept.code
-    return True
+    if vars(kept.place).get(kept.name) is not kept.value: setattr(kept.place, kept.name, kept.value)
+    if kept.inner is not None: kept.inner.__code__ = kept.code
 
 def put_back(
     kept:list[Kept], # from `snapshot`
 )->list[str]:        # names of those that had been changed
     "Every function as it was"
-    changed = [k for k in kept if _restore(k)]
+    changed = [k for k in kept if _changed(k)]
+    for k in changed: _restore(k)
     where = lambda place: place.__name__ if hasattr(place, "__name__") else str(place)
     return [f"{where(k.place)}.{k.name}" for k in changed]

@@ -116,7 +116,7 @@ def first_windows(
 class Alone:
     "A window scored alone by a fresh predictor"
     nats:np.ndarray # [hi - lo]
-    problem:str=""  # what a probe found: rows that know what comes after them
+    problem:str=""  # what a probe found at its true place: rows that know what comes after them
     broke:str=""    # why the evaluation stopped
 
 def _window_case(
@@ -131,9 +131,13 @@ def _window_case(
         begins = (ids[:lo + 1] == cfg.bos).nonzero()[:, 0]
         start = int(begins[-1]) if len(begins) else 0
         return start, replace(case, windows=None), cfg.replace(doc_batch=1, chunk_tokens=hi - start)
-    both = [[0, 0, lo - start], [0, lo - start, hi - start]]
-    windows = torch.tensor(both[lo == start:])
-    return start, replace(case, windows=windows), cfg.replace(cut="custom", chunk_tokens=hi - start)
+    alone = torch.tensor([[0, lo - start, hi - start]])
+    return start, replace(case, windows=alone), cfg.replace(cut="custom", chunk_tokens=hi - start)
+
+def _behind(cfg:EvalConfig, window:Window)->int:
+    "Positions of a window that another one scores; a document is scored from where it begins"
+    start, lo, _ = window
+    return 0 if cfg.cut == "documents" else lo - start
 
 def score_alone(
     case:Case,
@@ -149,9 +153,9 @@ def score_alone(
     text = ids if other is None else other
     if placed: mine = place_case(mine, text, start, hi - start)
     mine = replace(mine, ids=text[start:hi + 1].clone(), cfg=alone, seed=case.seed + lo)
-    probe = TargetProbe(mine, 0, True)
-    trial = run_trial(mine, blind=True, probe=probe)
-    return Alone(trial.nats[lo - start:], probe.problem, trial.error)
+    probe = TargetProbe(mine, 0, True) if placed else None
+    trial = run_trial(mine, blind=True, probe=probe, scored=_behind(cfg, window))
+    return Alone(trial.nats[lo - start:], probe.problem if placed else "", trial.error)
 
 # %% ../../nbs/9_referee/rescored.ipynb #b2bc4dde
 def _rows_elsewhere(
@@ -166,7 +170,7 @@ def _rows_elsewhere(
     start, mine, alone = _window_case(case, ids, cfg, window)
     other = altered(ids, torch.arange(1, len(ids)), case.table.vocab, chance, cfg.bos, case.table)
     mine = replace(place_case(mine, other, start, hi - start), cfg=alone)
-    return run_trial(mine, blind=True).rows[lo - start:]
+    return run_trial(mine, blind=True, scored=_behind(cfg, window)).rows[lo - start:]
 
 def looked_up(
     case:Case,

@@ -38,9 +38,10 @@ def _note_open(event, args):
 @contextmanager
 def noted_files(
     paths:list, # gets what is opened meanwhile, the interpreter's own files left out
+    trains:bool=True, # may an optimizer take a step meanwhile?
 ):
     "Which files does a block open? (What Python sees; a C extension's own opens pass unseen)"
-    load_compiler()
+    if trains: load_compiler()
     if not _LISTENERS:
         _LISTENERS.append(sys.addaudithook(_note_open)) # once: a hook cannot be taken out again
     _LISTENERS.append(paths)

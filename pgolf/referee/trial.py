@@ -75,7 +75,8 @@ class Witness:
 
     def reset(self):
         "Passed on"
-        if hasattr(self.inner, "reset"): self.inner.reset()
+        if not hasattr(self.inner, "reset"): return
+        self.inner.reset()
         self.last = self.state()
 
     def state(self)->str:
@@ -129,6 +130,7 @@ class Case:
     cfg:EvalConfig    # chunk_tokens set
     seed:int          # of the places looked at
     windows:object=None   # for the custom cut
+    placed:tuple|None=None # the stream and the slot in it where the slice begins
     tolerance:float=ROUNDING # of a log-probability that should be the same, relative
     # functions as they were before the predictor was made
     pristine:list=field(default_factory=snapshot, repr=False)
@@ -167,9 +169,10 @@ def make_case(
     seed:int,
     windows=None,   # for the custom cut
     tolerance:float|None=None, # None: rounding on a CPU, 1e-3 elsewhere
+    trains:bool=True, # may an optimizer take a step?
 )->tuple[Case,object]: # and a first predictor
     "Everything a trial needs"
-    pristine = snapshot()
+    pristine = snapshot(trains)
     build, sees = as_build(subject)
     first = build(ids.clone())
     wish = getattr(first, "chunk_tokens", 0) or max(1, (len(ids) - 1) // 4)
@@ -178,13 +181,15 @@ def make_case(
     # a GPU that is not there is measured as a CPU
     elsewhere = device.type != "cpu" and torch.cuda.is_available()
     if tolerance is None: tolerance = 1e-3 if elsewhere else ROUNDING
-    return Case(build, sees, ids, table, cfg, seed, windows, tolerance, pristine), first
+    return Case(build, sees, ids, table, cfg, seed, windows, None, tolerance, pristine), first
 
 # %% ../../nbs/9_referee/trial.ipynb #abe8ce20
-def _evaluation(watch:Witness, ids:Tensor, case:Case, cfg:EvalConfig, blind:bool)->Evaluation:
+def _evaluation(watch:Witness, ids:Tensor, case:Case, cfg:EvalConfig, blind:bool, scored:int)->Evaluation:
     "An evaluation about to begin, sums unchecked"
     run = Evaluation(watch, ids, copy.deepcopy(case.table), cfg, case.windows, True)
     if blind: run.stream = BlindStream(ids)
+    if scored: run.stream.learn(torch.arange(scored + 1))
+    run.books.booked[:scored] = run.shown[:scored] = True
     return run
 
 def _run_pieces(run:Evaluation, until:int):
@@ -204,6 +209,7 @@ def run_trial(
     probe=None,           # see Witness
     digest:bool=False,    # see Witness
     cfg:EvalConfig|None=None,
+    scored:int=0,         # leading positions that are known and not asked, as if scored before
 )->Trial:
     "One evaluation by the evaluator, errors kept; NoCopy passes"
     ids = case.ids if ids is None else ids
@@ -211,7 +217,7 @@ def run_trial(
     fresh = case.build(ids.clone()) if predictor is None else predictor
     watch = Witness(fresh, n, case.table.vocab, probe, digest)
     try:
-        run = _evaluation(watch, mine, case, cfg or case.cfg, blind)
+        run = _evaluation(watch, mine, case, cfg or case.cfg, blind, scored)
         _run_pieces(run, until)
     except NoCopy: raise
     except EvaluationError as fault: error = str(fault)

@@ -63,7 +63,7 @@ class Evaluation:
         self.ledger = EventLedger()
         self.stream = Revealed(self.ids)
         self.shown = torch.zeros(n, dtype=torch.bool)
-        self.seconds = dict(predict=0., check=0., observe=0., total=0.)
+        self.seconds = dict(predict=0., check=0., observe=0., total=0., processor=0.)
         self.next = 0           # piece
         self.inputs = 0
         self.nats_so_far = 0.

@@ -65,7 +65,7 @@ def load_evaluation(
         raise EvaluationError(f"{path} is from an evaluation of another stream, cut or predictor: "
                               "remove it to start again")
     run.next = state["next"]
-    run.seconds = state["seconds"]
+    run.seconds |= state["seconds"]
     run.inputs = state["inputs"]
     run.nats_so_far, run.bytes_so_far = state["so_far"]
     run.books.nats = state["nats"]
@@ -108,9 +108,10 @@ def drive_evaluation(
         _pick_up(run, path)
         tick(int(run.books.booked.sum()))
     while run.next < len(run.pieces):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         run_piece(run, tick)
         run.seconds["total"] += time.perf_counter() - began
+        run.seconds["processor"] += time.process_time() - busy
         if resume and run.next < len(run.pieces) and _save_is_due(run, saved, save_seconds):
             save_evaluation(run, path)
             saved = time.monotonic()

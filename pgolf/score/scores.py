@@ -35,7 +35,7 @@ class Score:
     bytes:int        # UTF-8 bytes they stand for
     inputs:int       # tokens fed to the predictor, all windows together, on this process
     stamps:tuple     # rules waived here, and illegal steps in the making of the predictor
-    seconds:dict = field(repr=False) # per phase: predict, check, observe, total
+    seconds:dict = field(repr=False) # by the clock: predict, check, observe, total; processor: of all threads
     cut:dict = field(repr=False)     # the EvalConfig
     stream:str = field(repr=False)   # hash of the tokens scored: two scores compare only if it is the same
     ledger:EventLedger = field(repr=False)   # events of this process

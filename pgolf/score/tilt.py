@@ -155,3 +155,6 @@ class Tilt(Predictor, kind="tilt", title="token tilt", source="https://github.co
 
     def shrink(self, long:float, wide:float, seq_len:int)->Predictor:
         return self.replace(chunk_tokens=max(1, round(self.chunk_tokens * long)))
+
+    def for_slice(self, chunk:int, n:int): # contexts so short that a slice holds some of them twice
+        return self.replace(chunk_tokens=chunk, order=min(self.order, 3))
