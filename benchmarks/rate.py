@@ -32,7 +32,7 @@ from pgolf.pack.reading import unpack
 from pgolf.pack.streams import Brotli, Lzma, Zstd
 from pgolf.recipes.phases import calibration_batches, read_recipe
 from pgolf.recipes.recipes import get
-from pgolf.recipes.stack import PRICED
+from pgolf.recipes.stack import SMALLER
 from pgolf.text.data import open_dataset
 from pgolf.train.checkpoint import load_weights
 
@@ -65,11 +65,11 @@ PLANS = { # -> plan, stretches of its grids
     "PR 1696 (int6, best percentile; lzma)": (get("pr1696").quant, (1.0, 1.41, 2.0)),
     "PR 2135 (GPTQ 6/6/7, LQER; brotli, lzma or zstd)": (get("pr2135").quant.replace(coder=GENERAL), FINER),
     "PR 2135's codes, our coder": (get("pr2135").quant.replace(coder=OUR_CODERS), FINER),
-    BEFORE: (before(PRICED).replace(coder=OUR_CODERS), COARSER),
-    ROWS: (with_columns(PRICED, False).replace(coder=OUR_CODERS), COARSER),
-    OURS: (PRICED.replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0)),
+    BEFORE: (before(SMALLER).replace(coder=OUR_CODERS), COARSER),
+    ROWS: (with_columns(SMALLER, False).replace(coder=OUR_CODERS), COARSER),
+    OURS: (SMALLER.replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0)),
     "ours, a step for every column of the tied embedding too": (
-        PRICED.replace(coder=OUR_CODERS, embed=PRICED.embed.replace(columns=True)), (1.0,))}
+        SMALLER.replace(coder=OUR_CODERS, embed=SMALLER.embed.replace(columns=True)), (1.0,))}
 
 
 def changed(plan, by):
@@ -87,7 +87,7 @@ class Yardstick:
         self.model = load_weights(Path(run) / "weights.pt")
         self.parameters = sum(p.numel() for p in self.model.parameters())
         t = time.process_time()
-        self.moments = calibrate(self.model, PRICED, calibration_batches(recipe, dataset))
+        self.moments = calibrate(self.model, SMALLER, calibration_batches(recipe, dataset))
         self.calibration_seconds = round(time.process_time() - t, 1)
         longer = recipe.replace(calibration=recipe.calibration + train_batches)
         more = list(calibration_batches(longer, dataset))[recipe.calibration:]
