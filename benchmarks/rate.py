@@ -32,13 +32,13 @@ from pgolf.pack.reading import unpack
 from pgolf.pack.streams import Brotli, Lzma, Zstd
 from pgolf.recipes.phases import calibration_batches, read_recipe
 from pgolf.recipes.recipes import get
-from pgolf.recipes.stack import SMALLER
+from pgolf.recipes.stack import PRICED
 from pgolf.text.data import open_dataset
 from pgolf.train.checkpoint import load_weights
 
 OURS = "ours"
 BEFORE = "ours, scales and controls in fp16"
-ROWS = "ours, one step a row"
+COLUMNS = "ours, a step for every column of the banks"
 GENERAL = Auto(coders=(Brotli(), Lzma(), Zstd()))
 
 
@@ -47,14 +47,14 @@ def with_steps(plan, n):
     return plan.replace(**{role: getattr(plan, role).replace(octave=n) for role in ("bank", "embed", "table")})
 
 
-def with_columns(plan, columns):
-    "The plan with or without steps for the columns of its banks"
-    return plan.replace(bank=plan.bank.replace(columns=columns))
+def with_columns(plan):
+    "The plan with steps for the columns of its banks"
+    return plan.replace(bank=plan.bank.replace(columns=True))
 
 
 def before(plan):
     "The plan as it was: scales and controls in fp16"
-    return with_steps(with_columns(plan, False), 0).replace(control=Fp16(), small=65_536)
+    return with_steps(plan, 0).replace(control=Fp16(), small=65_536)
 
 
 ONE_MORE = "one bit more"  # half the step, and the same reach
@@ -65,11 +65,11 @@ PLANS = { # -> plan, stretches of its grids
     "PR 1696 (int6, best percentile; lzma)": (get("pr1696").quant, (1.0, 1.41, 2.0)),
     "PR 2135 (GPTQ 6/6/7, LQER; brotli, lzma or zstd)": (get("pr2135").quant.replace(coder=GENERAL), FINER),
     "PR 2135's codes, our coder": (get("pr2135").quant.replace(coder=OUR_CODERS), FINER),
-    BEFORE: (before(SMALLER).replace(coder=OUR_CODERS), COARSER),
-    ROWS: (with_columns(SMALLER, False).replace(coder=OUR_CODERS), COARSER),
-    OURS: (SMALLER.replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0)),
-    "ours, a step for every column of the tied embedding too": (
-        SMALLER.replace(coder=OUR_CODERS, embed=SMALLER.embed.replace(columns=True)), (1.0,))}
+    BEFORE: (before(PRICED).replace(coder=OUR_CODERS), COARSER),
+    OURS: (PRICED.replace(coder=OUR_CODERS), COARSER),
+    COLUMNS: (with_columns(PRICED).replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0)),
+    COLUMNS + " and of the tied embedding": (
+        with_columns(PRICED).replace(coder=OUR_CODERS, embed=PRICED.embed.replace(columns=True)), (1.0,))}
 
 
 def changed(plan, by):
@@ -87,7 +87,7 @@ class Yardstick:
         self.model = load_weights(Path(run) / "weights.pt")
         self.parameters = sum(p.numel() for p in self.model.parameters())
         t = time.process_time()
-        self.moments = calibrate(self.model, SMALLER, calibration_batches(recipe, dataset))
+        self.moments = calibrate(self.model, PRICED, calibration_batches(recipe, dataset))
         self.calibration_seconds = round(time.process_time() - t, 1)
         longer = recipe.replace(calibration=recipe.calibration + train_batches)
         more = list(calibration_batches(longer, dataset))[recipe.calibration:]

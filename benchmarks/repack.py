@@ -6,17 +6,17 @@
 import argparse
 from pathlib import Path
 
+from benchmarks.rate import before, with_columns
 from pgolf.ground.files import write_json
 from pgolf.pack.artifact import pack
 from pgolf.pack.quantize import calibrate
 from pgolf.pack.reading import unpack
 from pgolf.recipes.phases import calibration_batches, prepare_data, read_recipe
-from pgolf.recipes.stack import PRICED, SMALLER
+from pgolf.recipes.stack import PRICED
 from pgolf.score.evaluate import ModelPredictor, evaluate
 from pgolf.train.checkpoint import load_weights
 
-PLANS = {"PRICED": PRICED, "SMALLER": SMALLER,
-         "SMALLER, one step a row": SMALLER.replace(bank=SMALLER.bank.replace(columns=False))}
+PLANS = {"steps and gains in fp16": before(PRICED), "PRICED": PRICED, "a step for every column": with_columns(PRICED)}
 
 
 def main():
@@ -33,7 +33,7 @@ def main():
     def bpb(m): return evaluate(ModelPredictor(m, quick=True), ids, table, "sliding", **cut).bpb
 
     rows = {"weights as trained": {"bytes": None, "val_bpb": bpb(model)}}
-    moments = calibrate(model, SMALLER, calibration_batches(recipe, data))
+    moments = calibrate(model, PRICED, calibration_batches(recipe, data))
     for name, plan in PLANS.items():
         file = pack(model, plan, moments)
         rows[name] = {"bytes": len(file), "val_bpb": bpb(unpack(file))}
