@@ -31,21 +31,25 @@ if importlib.util.find_spec("pgolf.ground"):
     r = get(name, scale)
     auto = r.compute == "auto"
     how = choose(r.model, r.train.batch_tokens) if auto else EXACT
-    block, options = computing(how), dict(quick=auto)
-    block.__enter__()
-    chosen = f"{how.products}, {how.threads or threads} threads"
+    step_block, score_block, options = lambda: computing(how, training=True), lambda: computing(how), dict(quick=auto)
+    chosen = f"{how.products}{', training in bf16' if how.half else ''}, {how.threads or threads} threads"
 else:
     from pgolf.recipes import get, prepare_data
     from pgolf.evaluate import ModelPredictor, evaluate
     from pgolf.train import Trainer, train_step
+    from contextlib import nullcontext
     r, options, chosen = get(name, scale), {}, "fp32"
+    step_block = score_block = nullcontext
 data = prepare_data(r, root=root, progress=False)
 t = Trainer(r.model, r.train, data)
 ids, table = data.val_ids(), data.byte_table()
 ids = ids[:r.eval.seq_len + windows * r.eval.stride + 1]
 cut = dict(seq_len=r.eval.seq_len, stride=r.eval.stride)
-tasks = {"step": lambda: float(train_step(t).stats[0]),
-         "score": lambda: evaluate(ModelPredictor(t.model, **options), ids, table, "sliding", **cut).bpb}
+def step():
+    with step_block(): return float(train_step(t).stats[0])
+def score():
+    with score_block(): return evaluate(ModelPredictor(t.model, **options), ids, table, "sliding", **cut).bpb
+tasks = {"step": step, "score": score}
 print(json.dumps({"chosen": chosen}), flush=True)
 for line in sys.stdin:
     wall, cpu = time.perf_counter(), time.process_time()

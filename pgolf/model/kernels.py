@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .row_blocks import row_blocks, row_blocks_serve
+
 # %% ../../nbs/2_model/kernels.ipynb #df830b0b
 def causal_sdpa(
     q_BTHK:Tensor, # queries
     k_BTGK:Tensor, # keys, G divides H
     v_BTGK:Tensor, # values
 )->Tensor:         # [B, T, H, K]
-    "Causal attention of dense rows by PyTorch's fused kernel; no T x T tensor is made"
+    "Causal attention of dense rows by PyTorch's fused kernel, or by row blocks where those serve"
+    if row_blocks_serve(q_BTHK, k_BTGK): return row_blocks(q_BTHK, k_BTGK, v_BTGK)
     q, k, v = (t.transpose(1, 2) for t in (q_BTHK, k_BTGK, v_BTGK))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 

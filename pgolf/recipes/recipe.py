@@ -33,7 +33,7 @@ class Recipe(Settings):
     limit:int = setting(15_900_000, "bytes of the artifact: 16,000,000 less room for the code", low=1)
     reported:dict = setting(dict, "the author's figures, never ours")
     compute:str = setting(
-        "exact", "on a CPU: plain fp32; auto = the fastest path here with fp32's errors, last bits move",
+        "exact", "on a CPU: plain fp32; auto = the fastest path here, which may train in bf16 as a GPU does",
         one_of=("exact", "auto"))
     eval_seconds:float = setting(0.0, "clock of the evaluation at full size; 0 = none", low=0)
     under_clock:dict = setting(dict, "changes at full size that keep that clock, as the dry run names them")

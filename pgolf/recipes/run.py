@@ -264,7 +264,7 @@ def computed(run:Run, recipe:Recipe, place:torch.device)->Compute:
 def train_phase(run:Run, device:str, progress:bool, on_log)->None:
     "Shards to weights"
     recipe, dataset = run.recipe, run.dataset
-    with claimed(run, device) as place, computing(computed(run, recipe, place)):
+    with claimed(run, device) as place, computing(computed(run, recipe, place), training=True):
         other = run.facts.get("other_code", False)
         options = dict(device=place, name=recipe.name, progress=progress, on_log=on_log, other_code=other)
         train(recipe.model, recipe.train, dataset, run.folder, **options)

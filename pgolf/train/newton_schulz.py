@@ -80,11 +80,12 @@ def newton_schulz(
     u_nRC:Tensor,         # matrices, any number of leading axes
     steps:int=5,          # Newton-Schulz steps
     kind:str="classic",   # a word of NS_KINDS
-    dtype:torch.dtype|None=None, # of the products; None: bf16 on a GPU, as given on a CPU
+    dtype:torch.dtype|None=None, # of the products; None: bf16 on a GPU and under autocast, else as given
 )->Tensor:                # the same shape and dtype, singular values near 1
     "Nearest semi-orthogonal matrices by `steps` odd quintics, batched over the leading axes"
     x = u_nRC.reshape(-1, *u_nRC.shape[-2:])
-    x = x.to(dtype or (torch.bfloat16 if x.is_cuda else x.dtype))
+    half = x.is_cuda or torch.is_autocast_enabled(x.device.type)
+    x = x.to(dtype or (torch.bfloat16 if half else x.dtype))
     tall = x.size(-2) > x.size(-1)
     if tall: x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * NS_KINDS[kind].margin + 1e-7)
