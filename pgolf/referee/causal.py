@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compare import altered, row_gap
+from .compare import altered, nats_apart, row_gap
 from .ground import Ground, Staged, cheat, honest_bpb, reported, unstamped
 from .rule import Outcome, failed, passed, rule
 from .trial import Case, Trial, run_trial
@@ -30,7 +30,14 @@ class Future(NamedTuple):
     "What is replaced, and which rows may not notice"
     slots:Tensor # to replace
     rows:Tensor  # positions
-    named:str    # in words
+    kind:str     # counted in "position" or "query"
+    start:int    # the first of them
+
+    @property
+    def named(self)->str:
+        "The tokens that are replaced, in words"
+        if self.kind == "position": return f"the tokens from position {self.start} on"
+        return f"the tokens that query {self.start} and later ones predict"
 
 def slot_futures(
     case:Case,
@@ -45,7 +52,7 @@ def slot_futures(
     out = {1, n, *(min(edge + 1 - i % 2, n) for i, edge in enumerate(some))} # behind an edge, and on it
     while len(out) < min(count, n): out.add(1 + int(torch.randint(n, (1,), generator=chance)))
     picked = sorted(out)[:max(count, 2)]
-    return [Future(torch.arange(k, n + 1), torch.arange(k), f"from slot {k} on") for k in picked]
+    return [Future(torch.arange(k, n + 1), torch.arange(k), "position", k) for k in picked]
 
 def query_futures(
     case:Case,
@@ -56,8 +63,7 @@ def query_futures(
     last, chance = len(asked) - 1, case.places("causal")
     some = torch.randint(1, last + 1, (count - 1,), generator=chance).tolist() if last else []
     whole = lambda parts: torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
-    return [Future(whole(asked[j:]) + 1, whole(asked[:j]),
-                   f"that are booked from query {j} on") for j in sorted({last, *some})]
+    return [Future(whole(asked[j:]) + 1, whole(asked[:j]), "query", j) for j in sorted({last, *some})]
 
 def futures(case:Case, done:Trial, count:int)->list[Future]:
     "What to replace, in the order of scoring"
@@ -69,7 +75,7 @@ def replay(
     case:Case,
     base:Trial,
     count:int, # of futures
-)->tuple[str, list[str], float]: # what is wrong, "" = nothing; futures tried; largest gap
+)->tuple[str, list[Future], float]: # what is wrong, "" = nothing; futures tried; largest gap
     "Evaluations with the future replaced"
     keep = case.cfg.bos if case.cfg.cut == "documents" else -1
     chance, worst = case.places("other tokens"), 0.0
@@ -79,15 +85,25 @@ def replay(
         until = 0 if case.cfg.cut == "documents" else len(future.rows)
         again = run_trial(case, other, until=until)
         if again.error:
-            return f"with tokens {future.named} replaced the evaluation stops: {again.error}", [], worst
+            return f"with {future.named} replaced, the evaluation stops: {again.error}", [], worst
         before, after = base.rows[future.rows], again.rows[future.rows]
         gap, row = row_gap(before, after)
         worst = max(worst, gap)
         if gap <= case.tolerance: continue
         count = int(((before != after) & ~before.isnan()).any(1).sum())
-        return (f"other tokens {future.named} change {count} of the {len(before)} rows before, "
-                f"first row {int(future.rows[row])} (by up to {gap:.3g} nats)"), [], worst
-    return "", [future.named for future in tried], worst
+        first, nats = int(future.rows[row]), nats_apart(before, after)
+        wrong = (f"replacing {future.named} changes {count} of {len(before)} earlier predictions, the first "
+                 f"in row {first} (by up to {nats:.3g} nats): they used text that was not yet scored")
+        return wrong, [], worst
+    return "", tried, worst
+
+def _tried(tried:list[Future])->str:
+    "Where the replaced tokens began, in a few words"
+    starts, one = [str(future.start) for future in tried], tried[0].kind
+    if len(tried) == 1: return f"tokens replaced from {one} {starts[0]} on"
+    if len(starts) > 5: starts = [*starts[:3], f"and so on to {starts[-1]}"]
+    several = {"position": "positions", "query": "queries"}[one]
+    return f"tokens replaced from each of {len(tried)} {several} on ({', '.join(starts)})"
 
 # %% ../../nbs/9_referee/causal.ipynb #acc691de
 def _whole_stream(again_nats, future_nats)->str:
@@ -96,9 +112,10 @@ def _whole_stream(again_nats, future_nats)->str:
     gap = np.abs(nats[:k - 1] - again_nats[:k - 1])
     if not len(gap) or gap.max() <= 1e-3: return ""
     where = int((gap > 1e-3).argmax())
-    return (f"in the whole evaluation, other tokens from slot {k} on change {int((gap > 1e-3).sum())} of "
-            f"{k - 1} losses "
-            f"before, first position {where} (by up to {gap.max():.3g} nats)")
+    count = int((gap > 1e-3).sum())
+    return (f"in the whole evaluation, replacing the tokens from position {k} on changes {count} of {k - 1} "
+            f"earlier losses, the first in row {where} (by up to {gap.max():.3g} nats): they used text that "
+            f"was not yet scored")
 
 @rule("causal", "behaviour", "p_t depends on the artifact and on tokens that are scored before x_t only",
       "training on the text, or looking ahead of the score")
@@ -109,13 +126,13 @@ def check_causal(case, done, effort, far=(), again_nats=None, future_nats=None)-
     for place in far:
         wrong, _, gap = replay(place.case, place.base, 2)
         worst = max(worst, gap)
-        if wrong: return failed(f"in the slice at {place.offset}, {wrong}")
+        if wrong: return failed(f"in the slice at position {place.offset}, {wrong}")
     if future_nats is not None and again_nats is not None:
         if wrong := _whole_stream(again_nats, future_nats): return failed(wrong)
-    how = "bit for bit" if not worst else f"within {case.tolerance:g} (seen {worst:.2g})"
-    also = "".join(f", and in the slice at {place.offset}" for place in far)
+    how = f" by more than {case.tolerance:g} (seen {worst:.2g})" if worst else ""
+    also = "".join(f", and in the slice at position {place.offset}" for place in far)
     also += ", and in the whole stream" if future_nats is not None else ""
-    return passed(f"tokens replaced {', '.join(tried)}{also}: all rows before the same, {how}")
+    return passed(f"{_tried(tried)}{also}: no earlier prediction changed{how}")
 
 # %% ../../nbs/9_referee/causal.ipynb #7af1fbed
 TOY_TTT = TTTConfig("sgd", 0.05, epochs=2, chunk_tokens=192, seq_len=32, batch_seqs=4)

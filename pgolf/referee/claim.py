@@ -59,27 +59,30 @@ def _wrong_counts(claim:dict, n:int, size:int, stream:str)->list[str]:
     "Of tokens, bytes and events"
     wrong = []
     if claim.get("tokens") != n:
-        wrong.append(f"it counts {claim.get('tokens'):,} tokens, the stream has {n:,} targets")
-    if claim.get("bytes") != size: wrong.append(f"it counts {claim.get('bytes'):,} bytes, the targets stand "
-                                                f"for {size:,}")
-    if claim.get("stream") not in (None, stream): wrong.append("it is of another stream")
+        wrong.append(f"the score counts {claim.get('tokens'):,} tokens, the stream has {n:,} targets")
+    if claim.get("bytes") != size:
+        wrong.append(f"the score counts {claim.get('bytes'):,} bytes, the targets stand for {size:,}")
+    if claim.get("stream") not in (None, stream): wrong.append("the score is of another stream")
     counts = (claim.get("ledger") or {}).get("counts", {})
     if counts and len({*counts.values(), n}) > 1:
-        wrong.append(f"its ledger has {counts}, the stream {n:,} targets")
+        wrong.append(f"the ledger of the score has {counts}, the stream {n:,} targets")
     return wrong
 
 def _wrong_sums(claim:dict, n:int)->list[str]:
     "Of losses, and of a figure's two names"
     wrong, loss, bpb = [], claim["loss"], claim["bpb"]
     made = loss * claim["tokens"] / math.log(2) / max(claim["bytes"], 1)
-    if not near(made, bpb): wrong.append(f"its loss makes {made:.4f} bits per byte, it says {bpb:.4f}")
+    if not near(made, bpb):
+        wrong.append(f"the loss in the score makes {made:.4f} bits per byte, it claims {bpb:.4f}")
     for name in ("loss", "bpb"):
         other = claim.get("val_" + name, claim[name])
-        if not near(other, claim[name]): wrong.append(f"its {name} is {claim[name]}, its val_{name} {other}")
+        if not near(other, claim[name]):
+            wrong.append(f"the score has {name} {claim[name]} and val_{name} {other}")
     if claim.get("nats") is None: return wrong
     mean = np.asarray(claim["nats"], np.float64).mean()
     if len(claim["nats"]) != n or not near(mean, loss):
-        wrong.append(f"its {len(claim['nats']):,} losses have mean {mean:.6f}, it says {loss:.6f}")
+        wrong.append(f"the {len(claim['nats']):,} losses in the score have mean {mean:.6f}, it claims "
+                     f"{loss:.6f}")
     return wrong
 
 @rule("claim", "proof", "the score says what its parts say", "half of the documents, called all of them")

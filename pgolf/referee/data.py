@@ -83,12 +83,12 @@ def check_tokenizer(ids, table, train_sample)->Outcome:
         return skipped(f"{len(train_sample):,} training tokens are too few to compare with")
     long_val, each_val = piece_shares(ids, table)
     long_train, each_train = piece_shares(train_sample, table)
-    said = (f"pieces of {LONG_PIECE} bytes and more stand for {long_val:.1%} of the validation bytes and "
-            f"{long_train:.1%} of "
-            f"the bytes of {len(train_sample):,} training tokens; {each_val:.2f} and {each_train:.2f} bytes "
-            f"per token")
+    said = (f"pieces of {LONG_PIECE} bytes or more cover {long_val:.1%} of the validation text and "
+            f"{long_train:.1%} of the training text ({len(train_sample):,} tokens); {each_val:.2f} and "
+            f"{each_train:.2f} bytes per token")
     wrong = long_val > 0.02 + 2 * long_train or each_val > RATIO * each_train
-    return (failed if wrong else passed)(said)
+    if wrong: return failed(f"{said}: the vocabulary was likely made for the validation text")
+    return passed(f"{said}: no sign of a vocabulary made for the validation text")
 
 # %% ../../nbs/9_referee/data.ipynb #64c5aa1c
 class Bigrams:
@@ -145,11 +145,13 @@ def check_familiar(model, case, ids, train_sample)->Outcome:
         for text, gap in zip(texts, gaps): gap.extend(window_gaps(mine, text, easy, chance, count))
         better, error = acquaintance(*gaps)
         if better <= 0: break
-    said = (f"beside a bigram's, the losses on {len(gaps[0])} validation windows are {better:+.2f} nats per "
-            f"token better than on as many training windows (standard error {error:.2g})")
-    if better > max(0.15, 5 * error): return failed(f"{said}: these weights have met the validation text")
+    count, lower = len(gaps[0]), "lower" if better > 0 else "higher"
+    said = (f"relative to a bigram model, loss is {abs(better):.2f} nats per token {lower} on {count} "
+            f"validation windows than on {count} training windows (standard error {error:.2g})")
+    if better > max(0.15, 5 * error):
+        return failed(f"{said}: these weights were likely trained on validation text")
     unseen = max(0.15, better + 5 * error)
-    return passed(f"{said}; a weaker acquaintance than {unseen:.2f} nats does not show")
+    return passed(f"{said}; an advantage of validation text below {unseen:.2f} nats would not be noticed")
 
 # %% ../../nbs/9_referee/data.ipynb #8f1dc162
 def first_tokens(streams:Iterator[Tensor], count:int=2**19)->Tensor: # [count] or shorter

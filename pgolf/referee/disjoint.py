@@ -126,10 +126,9 @@ def check_disjoint(train_streams, ids, bos=1, share="")->Outcome: # share: of th
         return failed(f"{copies} of {near.documents} validation documents are in the training data with "
                       f"changes: "
                       f"more than half of their runs of {SHINGLE} tokens are there{share}")
-    return passed(f"{seen:,} training documents, {len(theirs):,} validation documents, none in both token by "
-                  f"token; "
-                  f"of {near.documents} with {4 * SHINGLE} tokens or more {copies} share most of their runs "
-                  f"of {SHINGLE}{share}")
+    return passed(f"none of {len(theirs):,} validation documents equals one of {seen:,} training documents; "
+                  f"of the {near.documents} with {4 * SHINGLE} tokens or more, {copies or 'none'} with most "
+                  f"of its {SHINGLE}-token runs in the training data{share}")
 
 # %% ../../nbs/9_referee/disjoint.ipynb #67042611
 def some_shards(
@@ -149,7 +148,8 @@ def shard_streams(
 )->tuple[Iterator[Tensor], str]: # and how much of the data this is
     "Tokens of some training shards, one after another"
     paths = some_shards(dataset.train, count, seed)
-    share = f"; {count} of {len(dataset.train)} training shards" if len(paths) < len(dataset.train) else ""
+    part = f"; {count} of {len(dataset.train)} training shards read"
+    share = part if len(paths) < len(dataset.train) else ""
     return (torch.from_numpy(np.asarray(read_shard(p)).astype(np.int64)) for p in paths), share
 
 # %% ../../nbs/9_referee/disjoint.ipynb #0f149284

@@ -48,8 +48,9 @@ def compare_makes(
     a, b, c = _name(make(ids.clone())), _name(make(other.clone())), _name(make(ids.clone()))
     if a != c:
         return skipped(f"two runs with the same validation set differ ({a}, {c}), so a third proves nothing")
-    if a == b: return passed(f"made with two validation sets: {a} both times")
-    return failed(f"with this validation set it is {a}, with another {b}")
+    if a == b: return passed(f"made with two validation sets: the same result (hash {a}) both times")
+    return failed(f"made twice with nothing changed but the validation set, the results differ (hashes {a} "
+                  f"and {b}): making them used validation text")
 
 # %% ../../nbs/9_referee/independence.ipynb #1e5e815d
 def other_validation(
@@ -76,19 +77,20 @@ def compare_recipe(
     dataset:Dataset,
 )->Outcome:
     "Make the artifact with two validation sets; where they differ, once more for comparison"
-    what = f"{recipe.name} at {recipe.train.steps} steps of width {recipe.model.dim}"
+    what = f"the recipe {recipe.name} at {recipe.train.steps} steps and width {recipe.model.dim}"
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
         made = lambda data, name: _name(make_artifact(recipe, data, folder/name))
         a, b = made(dataset, "a"), made(other_validation(dataset, folder), "b")
         if a == b:
-            return passed(f"{what}, made with two validation sets: {a} both times "
+            return passed(f"{what}, made with two validation sets: the same artifact (hash {a}) both times "
                           "(trained anew at smoke size: this tests the recipe, not the weights of the run)")
         c = made(dataset, "c")
     if a != c:
         same = "two runs with the same validation set"
         return skipped(f"{what}: {same} differ ({a}, {c}), so this proves nothing")
-    return failed(f"{what}: with this validation set the artifact is {a} (twice), with another {b}")
+    return failed(f"{what}, made twice with nothing changed but the validation set: the artifacts differ "
+                  f"(hashes {a} and {b}), so making them used validation text")
 
 def small_recipe(
     recipe:Recipe,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.gpt import GPT, StreamCache
 from ..model.smear_gate import SmearGate
-from .compare import altered, row_gap
+from .compare import altered, nats_apart, row_gap
 from .ground import Ground, Staged, brief_training, cheat, honest_bpb, reported
 from .rule import Outcome, failed, not_applicable, passed, rule, skipped
 from .trial import Trial, run_trial
@@ -40,11 +40,12 @@ def check_isolation(case, base, isolated, effort)->Outcome:
         gap, row = row_gap(base.rows[outside], again.rows[outside])
         if gap > case.tolerance:
             where = int(outside.nonzero()[row, 0])
-            return failed(f"other words in document {d} (positions {lo} to {hi - 1}) change row {where} of "
-                          f"another document "
-                          f"(by up to {gap:.3g} nats)")
-    return passed(f"{min(count, len(spans) - 1)} of {len(spans)} documents disturbed: no row of another "
-                  f"changed")
+            nats = nats_apart(base.rows[outside], again.rows[outside])
+            done = f"replacing the tokens of document {d} (positions {lo} to {hi - 1})"
+            return failed(f"{done} changes predictions in other documents, the first in row {where} (by up "
+                          f"to {nats:.3g} nats): text leaks from one document into another")
+    return passed(f"tokens replaced in {min(count, len(spans) - 1)} of {len(spans)} documents, one at a "
+                  f"time: no prediction in another document changed")
 
 # %% ../../nbs/9_referee/isolation.ipynb #361fc9d5
 MOVED = 1e-3 # of a log-probability: batches of other shapes
@@ -60,7 +61,9 @@ def _noticed(first:Trial, again:Trial, lo:int, k:int, tolerance:float)->str:
     gap = float((first.rows[lo:k] - again.rows[lo:k]).clamp(min=-20).abs().max())
     if gap <= tolerance: return ""
     row = lo + int((~(moved <= tolerance)).nonzero()[0, 0])
-    return f"the document at {lo} made to end at {k}: row {row} changes by up to {gap:.3g} nats"
+    done = f"when the document that starts at position {lo} is cut to end at {k}"
+    return (f"{done}, predictions before that end change, the first in row {row} (by up to {gap:.3g} nats): "
+            f"they knew where the document ends")
 
 def _alone(case, lo:int, k:int, tolerance:float)->str:
     "The same with one document after the other and only this one ended early; empty if its rows agree"
@@ -89,8 +92,8 @@ def check_document_end(case, base)->Outcome:
     for lo, k in cuts:
         if not _noticed(first, again, lo, k, tolerance): continue
         if said := _alone(case, lo, k, tolerance): return failed(said)
-    return passed(f"{len(cuts)} documents made to end early: no row before the end moved by more than "
-                  f"{tolerance:g}")
+    return passed(f"{len(cuts)} documents cut to end earlier: no prediction before the new end changed by "
+                  f"more than {tolerance:g} nats")
 
 # %% ../../nbs/9_referee/isolation.ipynb #eb8ccb81
 class SmearsAcross(ModelPredictor):

@@ -71,9 +71,11 @@ def all_forwards(model, x:Tensor)->dict[str, Tensor]: # [1, T] -> name -> [1, T,
     cache = StreamCache(T)
     adapters = DocumentAdapters(model, one, LoRAConfig(rank=2)).select(one)
     packed = model(x, cu_seqlens=torch.tensor([0, T], dtype=torch.int32), max_seqlen=T)
-    return {"training": copy.deepcopy(model).train()(x), "evaluation": ModelPredictor(model.eval()).logits(x),
-            "adapters of zero": model(x, adapters=adapters), "packed": packed,
-            "cache": torch.cat([model(part, cache=cache) for part in x.split(max(1, T // 3), 1)], 1)}
+    cached = torch.cat([model(part, cache=cache) for part in x.split(max(1, T // 3), 1)], 1)
+    return {"in training mode": copy.deepcopy(model).train()(x),
+            "evaluation": ModelPredictor(model.eval()).logits(x),
+            "with adapters of zero": model(x, adapters=adapters), "as a packed document": packed,
+            "in parts over a stream cache": cached}
 
 @rule("forwards", "origin", "training, evaluation, adapters and cache compute the same logits",
       "a model that is scored as another one")
@@ -83,10 +85,10 @@ def check_forwards(model, some_text, logit_tolerance=1e-3)->Outcome:
     found = all_forwards(checked_copy(model), some_text[None, :-1])
     expected = found.pop("evaluation")
     gaps = {name: float((z - expected).abs().max()) for name, z in found.items()}
-    said = ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
+    said = ", ".join(f"{name} {gap:.2g}" for name, gap in gaps.items())
     verdict = passed if max(gaps.values()) <= logit_tolerance else failed
-    return verdict(f"largest difference of a logit from evaluation's, over {len(some_text) - 1} tokens: "
-                   f"{said}")
+    return verdict(f"largest difference from the logits of evaluation, over {len(some_text) - 1} tokens: "
+                   f"{said} (allowed: {logit_tolerance:g})")
 
 # %% ../../nbs/9_referee/one_model.ipynb #35c5007e
 @rule("packing", "origin", "unpack and pack are inverse", "bytes in the artifact that no encoder wrote")

@@ -28,11 +28,14 @@ def check_order(base)->Outcome:
         total[kind] += count
         steps = list(total.values())
         if sorted(steps, reverse=True) != steps:
-            return failed(f"event {number}: {count} positions from {lo} are {kind} too early")
+            return failed(f"event {number}: {count} targets from position {lo} on are {kind} too early")
     if base.ledger.total > len(base.ledger.events):
-        return skipped(f"{base.ledger.total} events, {len(base.ledger.events)} kept")
-    counts = ", ".join(f"{kind} {count:,}" for kind, count in total.items())
-    return passed(f"{base.ledger.total} events, {counts}")
+        return skipped(f"of {base.ledger.total} events only {len(base.ledger.events)} are on record")
+    if len(set(total.values())) == 1:
+        return passed(f"each of {total['asked']:,} targets was asked, answered, booked and only then "
+                      f"revealed ({base.ledger.total} events)")
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in total.items())
+    return passed(f"of the targets {counts}; none too early ({base.ledger.total} events)")
 
 # %% ../../nbs/9_referee/order.ipynb #b44192a5
 @rule("once", "behaviour", "one pass from left to right, every target booked once",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .coding import DecodingPredictor, blank_stream, encode_tokens, known_at_start, row_decoder
-from .compare import relative_gap
+from .compare import nats_apart, relative_gap
 from .ground import Ground, Staged, cheat, honest_bpb, reported
 from .placed import place_case
 from .rule import Outcome, failed, passed, rule, skipped
@@ -34,6 +34,7 @@ class CodedSlice:
     words:np.ndarray # uint32
     nats:float       # what the scores of its tokens add up to
     gap:float        # largest relative difference between a booked row and the one that a decoder can compute
+    apart:float      # nats: largest difference in that row
     place:int        # position that has it
     order:Tensor     # [N] positions as coded
     stepped:bool=False # was each row computed token by token?
@@ -84,10 +85,12 @@ def encode_slice(
     known = known_at_start(ids, cfg)
     walking = DecodingPredictor(walker, blank_stream(ids, known, cfg, table.vocab), known, walk.draw)
     evaluate(walking, walking.ids, table, cfg, accept_illegal=True)
-    gaps, where = torch.cat(walk.gaps), torch.cat(walk.where)
-    words = encode_tokens(torch.cat(walk.rows), ids[where + 1])
-    nats = float(score.nats.astype(np.float64).sum())
-    return CodedSlice(words, nats, float(gaps.max()), int(where[gaps.argmax()]), where, walking.stepped)
+    gaps, where, rows = torch.cat(walk.gaps), torch.cat(walk.where), torch.cat(walk.rows)
+    words, nats = encode_tokens(rows, ids[where + 1]), float(score.nats.astype(np.float64).sum())
+    at = int(gaps.argmax())
+    place, gap = int(where[at]), float(gaps[at])
+    apart = nats_apart(walk.booked[place], rows[at])
+    return CodedSlice(words, nats, gap, apart, place, where, walking.stepped)
 
 def decode_slice(
     predictor,      # fresh, and never near the text
@@ -123,7 +126,7 @@ STEPS_APART = 1e-4
 
 def at_place(case:Case)->str:
     "Where a slice lies, as the beginning of a sentence; empty at the beginning of the stream"
-    return f"at {case.placed[1]}, " if case.placed else ""
+    return f"in the slice at position {case.placed[1]}, " if case.placed else ""
 
 def judge_decoded(
     ids:Tensor,  # what was coded
@@ -134,17 +137,17 @@ def judge_decoded(
     where:str="",    # the piece lies, in words
 )->Outcome:
     "Same rows, same tokens, claimed size"
-    size = f"{coded.nbytes:,} bytes, claimed {coded.claimed:,.1f}"
+    size = f"the file takes {coded.nbytes:,} bytes, the score implies {coded.claimed:,.1f}"
     if coded.gap > (max(tolerance, STEPS_APART) if coded.stepped else tolerance):
-        return failed(f"{where}row {coded.place} as a decoder can compute it differs from the booked one "
-                      f"(by up to {coded.gap:.3g}; {size})")
+        return failed(f"{where}row {coded.place}, computed from earlier tokens only as a decoder must, "
+                      f"differs from the booked row by up to {coded.apart:.3g} nats; {size}")
     wrong = (ids != back).nonzero()
     if len(wrong):
-        return failed(f"{where}slot {int(wrong[0, 0])} of {len(ids) - 1} is the first that the decoder gets "
-                      f"wrong ({size})")
-    if not coded.honest: return failed(f"{where}decoded, but the file has {size}")
+        return failed(f"{where}the first token that the decoder gets wrong is at position {int(wrong[0, 0])} "
+                      f"of {len(ids) - 1}; {size}")
+    if not coded.honest: return failed(f"{where}the decoder gets the text back, but {size}")
     starts = f"; it was told where {told} documents begin" if told else ""
-    return passed(f"{where}{len(ids) - 1:,} tokens decoded exactly by a fresh predictor: {size}{starts}")
+    return passed(f"{where}{len(ids) - 1:,} tokens decoded exactly by a newly made predictor; {size}{starts}")
 
 def round_trip(
     case:Case,

@@ -15,7 +15,7 @@ from .distribution import gold_tokens
 from .ground import Ground, Staged, cheat, honest_bpb, reported
 from .rule import Outcome, failed, passed, rule, skipped
 from .trial import Case, Trial, run_trial
-from .compare import row_gap
+from .compare import nats_apart, row_gap
 from ..score.backoff import BackoffCache
 from ..score.ngram import Mixture, NgramConfig
 from ..score.predictor import ModelPredictor
@@ -25,9 +25,11 @@ from ..score.protocol import Query
 def _differs(case:Case, base:Trial, **how)->str:
     "How another trial differs from the first; empty if it does not"
     again = run_trial(case, **how)
-    if again.error: return again.error
+    if again.error: return f"stops: {again.error}"
     gap, row = row_gap(base.rows, again.rows)
-    return f"row {row} is the first to differ (by up to {gap:.3g} nats)" if gap > case.tolerance else ""
+    if gap <= case.tolerance: return ""
+    nats = nats_apart(base.rows, again.rows)
+    return f"gives other predictions, the first in row {row} (by up to {nats:.3g} nats)"
 
 def gather_again(
     case:Case,
@@ -36,31 +38,38 @@ def gather_again(
     "A second evaluation, blind; and where it differs, three more that tell why"
     reusable = hasattr(done.predictor, "reset") or not getattr(done.predictor, "learns", True)
     used = done.predictor if reusable else None
-    who = "the same predictor" if reusable else "a fresh predictor (it has no reset)"
+    who = "the same predictor" if reusable else "a newly made predictor (this one has no reset)"
     if not _differs(case, done, predictor=used, blind=True):
         return {"who": who, "chance": "", "memory": "", "hidden": ""}
     chance, hidden = _differs(case, done), _differs(case, done, blind=True)
     memory = _differs(case, done, predictor=used) if reusable else ""
-    return {"who": "a fresh predictor or a used one", "chance": chance, "memory": memory, "hidden": hidden}
+    who = "a newly made predictor or a used one"
+    return {"who": who, "chance": chance, "memory": memory, "hidden": hidden}
 
 # %% ../../nbs/9_referee/repeatable.ipynb #4b72862a
 @rule("repeatable", "behaviour", "an evaluation leaves nothing behind: again is the same again",
       "draws, and memories of the text")
 def check_repeatable(again, done, far=())->Outcome:
     "Chance and memory, and answers that are kept by position"
-    if again["chance"]: return failed(f"a fresh predictor: {again['chance']}")
-    if again["memory"]: return failed(f"the same predictor after its evaluation: {again['memory']}")
+    if again["chance"]:
+        return failed(f"run again, a newly made predictor {again['chance']}; the cause is chance, or a "
+                      f"memory outside the predictor")
+    if again["memory"]:
+        return failed(f"run again, the same predictor {again['memory']}; it remembers its first evaluation")
     for place in far:
-        if place.answers: return failed(f"in the slice at {place.offset}, {place.answers}")
-    return passed(f"{again['who']}, evaluated again: {len(done.rows):,} rows the same")
+        if place.answers: return failed(f"in the slice at position {place.offset}, {place.answers}")
+    return passed(f"{again['who']}, run again: all {len(done.rows):,} predictions are the same")
 
 @rule("hidden", "behaviour", "nothing is read that was not revealed",
       "the evaluator's tokens, read behind the guard")
 def check_hidden(again, done)->Outcome:
     "Reading ahead"
     if again["chance"]: return skipped("two evaluations differ by themselves, so this one cannot be read")
-    if again["hidden"]: return failed(f"on a stream without its hidden part: {again['hidden']}")
-    return passed(f"{len(done.rows):,} rows the same on a stream that holds only what was revealed")
+    if again["hidden"]:
+        return failed(f"with the tokens not yet revealed taken out of the stream, the predictor "
+                      f"{again['hidden']}; it read ahead")
+    return passed(f"all {len(done.rows):,} predictions are the same on a stream that holds only what was "
+                  f"revealed, with nothing ahead to read")
 
 # %% ../../nbs/9_referee/repeatable.ipynb #a385bf60
 class Keeps(Mixture):

@@ -43,13 +43,13 @@ def off_by(
     at = int(off.argmax())
     if not off[at] <= tolerance:
         where = at if places is None else places[at]
-        return float(off[at]), (f"position {where}, by {off[at]:.3g} nats: the score says {said[at]:.4f}, "
-                                f"the referee finds {nats[at]:.4f}")
+        return float(off[at]), (f"largest gap of a loss at position {where}: claimed {said[at]:.4f} nats, "
+                                f"recomputed {nats[at]:.4f}")
     allowed = min(tolerance / 20, 0.002 + 4 * float(signed.std()) / len(nats)**0.5) # rounding has both signs
     if shift <= allowed: return float(off[at]), ""
-    return float(off[at]), (f"over {len(nats):,} losses, each within {off[at]:.2g} nats, the score is "
-                            f"{shift:.2g} nats lower "
-                            "on average than the referee finds")
+    return float(off[at]), (f"the {len(nats):,} claimed losses are within {off[at]:.2g} nats of those "
+                            f"recomputed, but {shift:.2g} nats lower on average, which rounding does not "
+                            f"explain")
 
 def compare_losses(
     claim:dict,        # loss; nats where they are there
@@ -60,9 +60,10 @@ def compare_losses(
     gap, worst, wrong = float(nats.astype(np.float64).mean()) - claim["loss"], 0.0, ""
     if claim.get("nats") is not None and len(claim["nats"]) == len(nats):
         worst, wrong = off_by(nats, np.asarray(claim["nats"]), tolerance)
-    said = f"the score says {claim['loss']:.4f} nats per token, the referee finds {claim['loss'] + gap:.4f}"
-    if wrong or not -tolerance <= gap <= tolerance / 20: return failed(f"{wrong}; {said}".removeprefix("; "))
-    return passed(f"all {len(nats):,} losses computed again: within {max(worst, abs(gap)):.2g} nats")
+    said = f"mean loss: claimed {claim['loss']:.4f} nats per token, recomputed {claim['loss'] + gap:.4f}"
+    if wrong or not -tolerance <= gap <= tolerance / 20: return failed(f"{said}; {wrong}".removesuffix("; "))
+    worst = max(worst, abs(gap))
+    return passed(f"all {len(nats):,} losses recomputed: within {worst:.2g} nats of those claimed")
 
 # %% ../../nbs/9_referee/rescored.ipynb #1735c8fd
 Window = tuple[int,int,int] # start, lo, hi
@@ -155,7 +156,8 @@ def score_alone(
     mine = replace(mine, ids=text[start:hi + 1].clone(), cfg=alone, seed=case.seed + lo)
     probe = TargetProbe(mine, 0, True) if placed else None
     trial = run_trial(mine, blind=True, probe=probe, scored=_behind(cfg, window))
-    return Alone(trial.nats[lo - start:], probe.problem if placed else "", trial.error)
+    problem = f"in the window at position {start}, {probe.problem}" if placed and probe.problem else ""
+    return Alone(trial.nats[lo - start:], problem, trial.error)
 
 # %% ../../nbs/9_referee/rescored.ipynb #b2bc4dde
 def _rows_elsewhere(
@@ -254,13 +256,14 @@ def compare_windows(
     worst, wrong = _compare_alone(claim, placed, windows, tolerance)
     if wrong: return failed(wrong)
     ahead = next((alone.problem for alone in placed if alone.problem), "")
-    if ahead: return failed(f"the losses are the predictor's, but {ahead}")
+    if ahead: return failed(f"the recomputed losses agree with those claimed, but {ahead}")
     count = sum(hi - lo for _, lo, hi in windows)
-    said = f"{count:,} of {len(ids) - 1:,} losses in {len(windows)} places {where}: within {worst:.2g} nats"
+    said = (f"{count:,} of {len(ids) - 1:,} losses recomputed, in {len(windows)} windows {where}: within "
+            f"{worst:.2g} nats of those claimed")
     renumbered = [score_alone(case, ids, cfg, w, False) for w in windows]
     if not _compare_alone(claim, renumbered, windows, tolerance)[1]: return passed(said)
     if answers := looked_up(case, ids, cfg, windows): return failed(answers)
-    return passed(f"{said} (rows depend on the position, and do not know what stands there)")
+    return passed(f"{said} (predictions depend on the position, but do not know the token there)")
 
 # %% ../../nbs/9_referee/rescored.ipynb #53c8e324
 def some_windows(
@@ -272,10 +275,11 @@ def some_windows(
 )->tuple[list[Window], str]: # and where they lie
     "Windows that stand alone, given what the predictor learned in its first trial"
     if not (getattr(done.predictor, "learns", True) and done.learned):
-        return sampled_windows(ids, cfg, count, chance), "at random, the last among them"
+        last = "" if cfg.cut == "documents" else ", the last among them"
+        return sampled_windows(ids, cfg, count, chance), f"drawn at random{last}"
     windows = first_windows(ids, cfg, count, chance)
     if done.moved and not done.changes: windows = [w for w in windows if w[1] == 0] or [first_of(ids, cfg)]
-    return windows, "before the first reveal (the thorough audit scores the rest again too)"
+    return windows, "before the first reveal (the thorough audit recomputes the rest too)"
 
 @rule("rescored", "proof", "the losses of the score are those of the predictor",
       "a score that the predictor does not have, or has only on long streams")
@@ -286,7 +290,7 @@ def check_rescored(claim, case, done, ids, cfg, effort, again_nats=None, loss_to
     if whole is not None and whole.verdict == "fail": return whole
     lone = _lone_windows(claim, case, done, ids, cfg, effort, loss_tolerance)
     if whole is None or lone.verdict == "fail": return lone
-    return passed(f"{whole.evidence}; alone: {lone.evidence}")
+    return passed(f"{whole.evidence}; windows alone: {lone.evidence}")
 
 def _lone_windows(claim, case, done, ids, cfg, effort, tolerance)->Outcome:
     "Windows that stand alone, or why there are none"

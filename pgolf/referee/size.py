@@ -65,13 +65,12 @@ LIMIT = 16_000_000 # bytes
       "side files, and code that is counted smaller than it is")
 def check_size(parts:dict, limit:int=LIMIT)->Outcome: # file -> bytes
     "Everything that ships, together, the code included"
-    total, said = sum(parts.values()), " + ".join(f"{n} {b:,}" for n, b in parts.items())
-    if total > limit: return failed(f"{total:,} of {limit:,} bytes ({said})")
+    total, each = sum(parts.values()), " + ".join(f"{n} {b:,}" for n, b in parts.items())
+    said = f"{total:,} bytes, limit {limit:,} ({each})"
+    if total > limit: return failed(said)
     if not any(n.endswith(".py") for n in parts):
-        return skipped(f"{total:,} of {limit:,} bytes ({said}), and the code that ships with it is not "
-                       f"counted: "
-                       "audit the submission folder")
-    return passed(f"{total:,} of {limit:,} bytes ({said})")
+        return skipped(f"{said}, without the code that ships with it: audit the submission folder")
+    return passed(said)
 
 # %% ../../nbs/9_referee/size.ipynb #5744be44
 class SideFile(ModelPredictor):

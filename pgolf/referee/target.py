@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..model.gpt import token_loss
-from .compare import altered, row_gap
+from .compare import altered, nats_apart, row_gap
 from .copies import fork_predictor
 from .ground import Ground, Staged, cheat, honest_bpb, reported
 from .rule import Outcome, failed, passed, rule, skipped
@@ -32,7 +32,8 @@ def rivals(
     "Other targets that a cheating row would tell apart"
     ranked = row.nan_to_num(-math.inf, -math.inf, -math.inf).argsort(descending=True).tolist()
     likeliest = ranked[0] if ranked[0] != true else ranked[1]
-    out = {"the likeliest other": likeliest, "the least likely token": ranked[-1], "a document start": bos}
+    out = {"the likeliest other token": likeliest, "the least likely token": ranked[-1],
+           "a document start": bos}
     return {name: token for name, token in out.items() if token not in (true, -1)}
 
 def with_stream(
@@ -95,9 +96,10 @@ class TargetProbe:
         ids, cfg, table = self.case.ids, self.case.cfg, self.case.table
         out = []
         for name, token in rivals(row, int(ids[p + 1]), -1 if self.isolate else cfg.bos).items():
-            out.append((name, ids.clone().index_fill_(0, torch.tensor([p + 1]), token)))
+            out.append((f"by {name}", ids.clone().index_fill_(0, torch.tensor([p + 1]), token)))
         later = torch.arange(p + 1, len(ids))
-        return out + [("everything after it", altered(ids, later, table.vocab, self.chance, cfg.bos, table))]
+        other = altered(ids, later, table.vocab, self.chance, cfg.bos, table)
+        return out + [("and all tokens after it", other)]
 
     def ask_cut(self, before, query:Query, rows:Tensor):
         "Other tokens after an asked place of each window: the rows up to there stay"
@@ -110,8 +112,10 @@ class TargetProbe:
         if gap <= self.case.tolerance: return
         where = int(query.positions[kept][row])
         after = int((query.starts + place)[query.rows[kept][row]])
-        then = f"when its window holds other tokens after position {after}"
-        self.problem = f"row {where} changes by up to {gap:.3g} nats {then}"
+        nats = nats_apart(rows[kept], again[kept])
+        self.problem = (f"replacing the tokens after position {after} in the input window changes "
+                        f"predictions that must not use them, the first in row {where} (by up to "
+                        f"{nats:.3g} nats)")
 
     def ask_rival(self, before, query:Query, r:int, row:Tensor, name:str, other:Tensor):
         "One row again, on a stream with another target"
@@ -119,8 +123,9 @@ class TargetProbe:
         gap, _ = row_gap(row[None], again[r:r + 1])
         self.asked += 1
         if gap <= self.case.tolerance or self.problem: return
-        where = int(query.positions[r])
-        self.problem = f"row {where} changes by up to {gap:.3g} nats when its target is exchanged for {name}"
+        nats = nats_apart(row, again[r])
+        self.problem = (f"replacing the target of row {int(query.positions[r])} {name} changes this "
+                        f"prediction by up to {nats:.3g} nats: it knew the text ahead")
 
     def __call__(self, before, query:Query, rows:Tensor):
         "Cut every window; ask about every rival at every chosen place of a query"
@@ -137,11 +142,11 @@ def check_target(probe, base, far=())->Outcome:
     "What the probe found in the first trial, and in slices that lie elsewhere"
     if probe.problem: return failed(probe.problem)
     for place in far:
-        if place.probe.problem: return failed(f"in the slice at {place.offset}, {place.probe.problem}")
+        if said := place.probe.problem: return failed(f"in the slice at position {place.offset}, {said}")
     if not probe.asked: return skipped(f"the evaluation stopped before a probe: {base.error}")
-    return passed(f"{probe.asked} questions with another target at {len(probe.places)} places, and "
-                  f"{probe.cuts} windows "
-                  "with other tokens after a random place: the rows are the same")
+    return passed(f"a sample: {len(probe.places)} predictions asked again with the target, or all tokens "
+                  f"from it on, replaced ({probe.asked} times in all); {probe.cuts} windows asked again "
+                  f"with the tokens after a random position replaced: no prediction changed")
 
 # %% ../../nbs/9_referee/target.ipynb #3c128de6
 class Gated(ModelPredictor):

@@ -46,7 +46,8 @@ def plain_rows(
     "A tensor's numbers, whatever class it has"
     if not isinstance(answer, Tensor): return answer
     if type(answer) is not Tensor:
-        faults.append(f"an answer was a {type(answer).__name__}, not a plain Tensor")
+        faults.append(f"the predictor answered with an object of class {type(answer).__name__}, not a plain "
+                      f"Tensor: it can show one face to the check and another to the score")
     with torch._C.DisableTorchFunctionSubclass():
         return answer.detach().as_subclass(Tensor).to("cpu", torch.float32, copy=True)
 
@@ -90,7 +91,7 @@ class Witness:
         wanted = self.probe is not None and self.probe.wants(where)
         before = fork_predictor(self.inner) if wanted else None
         rows = plain_rows(self.inner.log_probs(query), self.faults)
-        if not torch.equal(ids, query.ids): self.faults.append("the predictor changed the query it was asked")
+        if not torch.equal(ids, query.ids): self.faults.append("the predictor overwrote its input tokens")
         if isinstance(rows, Tensor) and rows.shape == (len(where), query.vocab): self.rows[where] = rows
         if wanted: self.probe(before, replace(query, ids=ids), rows)
         self.moved += self.has_moved()
@@ -225,7 +226,9 @@ def run_trial(
     finally:
         watch.faults += [f"the predictor changed {name}, a function of the referee"
                          for name in put_back(case.pristine)]
-    if not torch.equal(mine, ids): watch.faults.append("the predictor changed the evaluator's tokens")
+    if not torch.equal(mine, ids):
+        watch.faults.append("the predictor overwrote tokens in the evaluator's stream, and so its own "
+                            "targets")
     nats = run.books.nats.numpy() if run else np.full(n, np.nan)
     booked = run.books.booked if run else torch.zeros(n, dtype=torch.bool)
     return Trial(watch.inner, watch.rows, nats, booked, run.ledger if run else None, watch.faults, error,

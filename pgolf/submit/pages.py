@@ -110,7 +110,7 @@ def size_finding(
     code:int,  # bytes of the script
 )->tuple[str, str, str]: # rule, verdict, evidence
     "The rule on sizes, counted here"
-    evidence = f"{total:,} of {LIMIT_BYTES:,} bytes: artifact {total - code:,}, code {code:,}"
+    evidence = f"{total:,} bytes, limit {LIMIT_BYTES:,} (artifact {total - code:,} + code {code:,})"
     verdict = "pass" if total <= LIMIT_BYTES else "fail"
     return "size", verdict, f"{evidence}, counted when this folder was made"
 
