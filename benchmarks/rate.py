@@ -38,7 +38,8 @@ from pgolf.train.checkpoint import load_weights
 
 OURS = "ours"
 BEFORE = "ours, scales and controls in fp16"
-COLUMNS = "ours, a step for every column of the banks"
+ROWS = "ours, one step a row"
+TRUSTING = "ours, steps of columns wholly as the second moments say"
 GENERAL = Auto(coders=(Brotli(), Lzma(), Zstd()))
 
 
@@ -47,14 +48,14 @@ def with_steps(plan, n):
     return plan.replace(**{role: getattr(plan, role).replace(octave=n) for role in ("bank", "embed", "table")})
 
 
-def with_columns(plan):
-    "The plan with steps for the columns of its banks"
-    return plan.replace(bank=plan.bank.replace(columns=True))
+def with_columns(plan, trust):
+    "The plan with this trust in the second moments, for steps of columns"
+    return plan.replace(bank=plan.bank.replace(columns=trust), embed=plan.embed.replace(columns=trust))
 
 
 def before(plan):
     "The plan as it was: scales and controls in fp16"
-    return with_steps(plan, 0).replace(control=Fp16(), small=65_536)
+    return with_steps(with_columns(plan, 0.0), 0).replace(control=Fp16(), small=65_536)
 
 
 ONE_MORE = "one bit more"  # half the step, and the same reach
@@ -66,10 +67,9 @@ PLANS = { # -> plan, stretches of its grids
     "PR 2135 (GPTQ 6/6/7, LQER; brotli, lzma or zstd)": (get("pr2135").quant.replace(coder=GENERAL), FINER),
     "PR 2135's codes, our coder": (get("pr2135").quant.replace(coder=OUR_CODERS), FINER),
     BEFORE: (before(PRICED).replace(coder=OUR_CODERS), COARSER),
-    OURS: (PRICED.replace(coder=OUR_CODERS), COARSER),
-    COLUMNS: (with_columns(PRICED).replace(coder=OUR_CODERS), (0.84, *COARSER, 2.0)),
-    COLUMNS + " and of the tied embedding": (
-        with_columns(PRICED).replace(coder=OUR_CODERS, embed=PRICED.embed.replace(columns=True)), (1.0,))}
+    ROWS: (with_columns(PRICED, 0.0).replace(coder=OUR_CODERS), COARSER),
+    OURS: (PRICED.replace(coder=OUR_CODERS), (0.71, 0.84, *COARSER, 2.0)),
+    TRUSTING: (with_columns(PRICED, 1.0).replace(coder=OUR_CODERS), (1.0,))}
 
 
 def changed(plan, by):

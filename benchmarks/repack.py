@@ -16,7 +16,8 @@ from pgolf.recipes.stack import PRICED
 from pgolf.score.evaluate import ModelPredictor, evaluate
 from pgolf.train.checkpoint import load_weights
 
-PLANS = {"steps and gains in fp16": before(PRICED), "PRICED": PRICED, "a step for every column": with_columns(PRICED)}
+PLANS = {"steps and gains in fp16": before(PRICED), "one step a row": with_columns(PRICED, 0.0), "PRICED": PRICED,
+         "columns with a trust of 1": with_columns(PRICED, 1.0)}
 
 
 def main():

@@ -75,7 +75,7 @@ def tiny(coder):
 
 
 FINE = dict(bits=8, clip='fisher 1e-2', octave=4)
-PRICED = Plan(bank=GPTQ(**FINE, columns=True), embed=GPTQ(**FINE), table=Rows(**FINE), control=Priced(price=1e-2), small=0)
+PRICED = Plan(bank=GPTQ(**FINE, columns=0.5), embed=GPTQ(**FINE), table=Rows(**FINE), control=Priced(price=1e-2), small=0)
 
 
 def priced_model():

@@ -17,9 +17,10 @@ FURTHEST_STEP = 64.0
 def column_steps(
     L_CC:Tensor, # lower Cholesky factor of the second moments
     n:int,       # steps of an octave
+    trust:float=1.0, # 0 = all alike, 1 = wholly as the second moments say
 )->Tensor:       # fp16 [C], on the grid of `octave_scales`
-    "Steps of the columns over the step of the row, at which an error costs the same in each"
+    "Steps of the columns over the step of the row, longer where an error costs less"
     diag = L_CC.diagonal().double()
-    steps = diag.square().mean().sqrt() / diag
-    steps = steps.clamp(1 / FURTHEST_STEP, FURTHEST_STEP)
+    keep = (diag.square().sum() / diag.pow(2 - 2 * trust).sum()).sqrt()
+    steps = (keep / diag.pow(trust)).clamp(1 / FURTHEST_STEP, FURTHEST_STEP)
     return torch.from_numpy(octave_scales(n)).to(L_CC.device)[octave_level(steps, n)]

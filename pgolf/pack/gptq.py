@@ -111,10 +111,10 @@ def gptq_matrix(
     return factored.restored(round_backwards(w_CR, factored.L, step, top, block)).T
 
 # %% ../../nbs/4_pack/gptq.ipynb #6a0f8c5e
-def _steps_of(factored:Factored, n:int)->Tensor: # fp16 [C]
+def _steps_of(factored:Factored, n:int, trust:float)->Tensor: # fp16 [C]
     "Steps of the columns of one matrix; 1 where its second moments have no factor"
     if factored.L is None: return torch.ones_like(factored.order, dtype=torch.float16)
-    return factored.restored(column_steps(factored.L, n)[:, None])[:, 0]
+    return factored.restored(column_steps(factored.L, n, trust)[:, None])[:, 0]
 
 # %% ../../nbs/4_pack/gptq.ipynb #c3033fff
 def gptq(
@@ -128,7 +128,7 @@ def gptq(
     stretch:float=1.0,     # times the clip
     sensitivity:Tensor|None=None, # [R] or [L, R], for 'fisher'
     octave:int=0,          # steps of an octave that scales are brought to, before a weight is rounded
-    columns:bool=False,    # columns have steps of their own, on the same octaves
+    columns:float=0.0,     # trust with which columns have steps of their own, on the same octaves; 0 = none
 )->Codes:
     "Round with error feedback (GPTQ, arXiv:2210.17323) on a grid of clip_sigmas standard deviations (SDClip)"
     check_finite(w, name)
@@ -143,7 +143,7 @@ def gptq(
     scale = row_scale(flat, bits, clip, stretch=stretch, name=name, sensitivity=rows, octave=octave)
     check_scales(scale, name)
     found = [Factored(H.to(w.device), damp, name) for H in hessian.reshape(-1, C, C)]
-    steps = torch.stack([_steps_of(f, octave) for f in found]) if columns else None
+    steps = torch.stack([_steps_of(f, octave, columns) for f in found]) if columns else None
     grids = scale if steps is None else scale.float()[..., None] * steps.float()[:, None]
     q = torch.stack([gptq_matrix(m, f, s, bits, block) for m, f, s in zip(flat, found, grids)])
     own = None if steps is None else steps.view(*w.shape[:-2], C)
@@ -155,12 +155,12 @@ class GPTQ(OnGrid, kind="gptq", source="https://arxiv.org/abs/2210.17323"):
     needs_hessian:ClassVar[bool] = True
     damp:float = setting(0.01, "added to the diagonal of the second moments, as a share of its mean", low=0.0)
     block:int = setting(128, "columns whose feedback is gathered by one product", low=1)
-    columns:bool = setting(
-        False, "columns have steps of their own, on the octaves of the scales")
+    columns:float = setting(
+        0.0, "trust with which columns have steps of their own, on the octaves of the scales; 0 = none", low=0.0, high=1.0)
 
     def check(self):
         super().check()
-        if self.columns and not self.octave: self.refuse("columns", "False where scales are not on octaves")
+        if self.columns and not self.octave: self.refuse("columns", "0 where scales are not on octaves")
 
     def store(self, w:Tensor, name:str, hessian:Tensor|None=None, sensitivity:Tensor|None=None)->Codes:
         if w.ndim != 2: return self.plain().store(w, name, None, sensitivity)
