@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 
+from pgolf.model.gpt import GPT, GPTConfig, token_loss
 from pgolf.pack.ledger import inspect
 from pgolf.recipes import run as run_room
 from pgolf.recipes.phases import packed_predictor
@@ -12,13 +13,14 @@ from pgolf.recipes.recipes import get, names
 from pgolf.recipes.run import Run, begin
 from pgolf.submit import prove as prove_room
 from pgolf.text.data import build_dataset, python_topics
-from pgolf.train.compute import EXACT, Compute
+from pgolf.train.compute import EXACT, Compute, computing
 
 CPU = torch.device("cpu")
 
 
 def precision():
-    return torch.backends.mkldnn.matmul.fp32_precision
+    "What oneDNN may use, and whether products are taken in bf16"
+    return torch.backends.mkldnn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def done(tmp_path_factory):
     dataset = build_dataset(texts, folder / "data", 320, name="topics", progress=False)
     recipe = get("tiny", "smoke", steps=2, compute="auto")
     with pytest.MonkeyPatch.context() as patch:
-        choose = lambda *_: chosen.append(1) or Compute("bf16")
+        choose = lambda *_: chosen.append(1) or Compute("bf16", half=True)
         noted = lambda f: lambda *a, **k: seen.append(precision()) or f(*a, **k)
         patch.setattr(run_room, "choose", choose)
         patch.setattr(run_room, "train", noted(run_room.train))
@@ -44,10 +46,28 @@ def done(tmp_path_factory):
     return run, len(chosen), seen
 
 
-def test_a_run_chooses_once_and_every_phase_computes_alike(done):
+def test_a_run_chooses_once_and_only_training_is_in_bf16(done):
     run, chosen, seen = done
-    assert chosen == 1 and seen == ["bf16"] * 3 and precision() == "none"
-    assert run.facts["compute"]["products"] == "bf16"
+    assert chosen == 1 and seen == [("bf16", True), ("bf16", False), ("bf16", True)] and precision() == ("none", False)
+    assert run.facts["compute"]["products"] == "bf16" and run.facts["compute"]["half"]
+
+
+def test_training_in_bf16_learns_as_in_fp32_does():
+    "No weight is cast once and used stale: after twenty steps on one batch both have learned the same"
+    cfg = GPTConfig(vocab=64, dim=32, layers=2, heads=2, kv_heads=1, rotary_dims=8)
+    ids = torch.randint(0, 64, (2, 4, 33), generator=torch.Generator().manual_seed(1))[0]
+    ended = {}
+    for how in (EXACT, Compute(half=True)):
+        model = GPT(cfg, torch.Generator().manual_seed(0))
+        adam = torch.optim.AdamW(model.parameters(), lr=0.02)
+        with computing(how, training=True):
+            for _ in range(20):
+                loss = token_loss(model(ids[:, :-1]), ids[:, 1:]).mean()
+                loss.backward()
+                adam.step()
+                adam.zero_grad()
+        ended[how.half] = loss.item()
+    assert ended[False] < 3.5 and ended[True] == pytest.approx(ended[False], abs=0.1)
 
 
 def test_the_artifact_says_how_it_is_scored(done):
