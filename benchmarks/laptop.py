@@ -17,10 +17,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = ["tiny:full", "tiny:full:dim=512:heads=8:kv_heads=4", *(f"{name}:cpu" for name in ("pr761", "pr1232", "pr1696", "pr1536", "pr1992"))]
 WORKER = '''
 import importlib.util, json, sys, time
 import torch
 name, scale, threads, root, windows = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+scale, *changes = scale.split(":")
+changes = {key: int(value) for key, value in (change.split("=") for change in changes)}
 torch.set_num_threads(threads)
 if importlib.util.find_spec("pgolf.ground"):
     from pgolf.recipes.phases import prepare_data
@@ -28,7 +31,7 @@ if importlib.util.find_spec("pgolf.ground"):
     from pgolf.score.evaluate import ModelPredictor, evaluate
     from pgolf.train.compute import EXACT, choose, computing
     from pgolf.train.trainer import Trainer, train_step
-    r = get(name, scale)
+    r = get(name, scale, **changes)
     auto = r.compute == "auto"
     how = choose(r.model, r.train.batch_tokens) if auto else EXACT
     step_block, score_block, options = lambda: computing(how, training=True), lambda: computing(how), dict(quick=auto)
@@ -38,7 +41,7 @@ else:
     from pgolf.evaluate import ModelPredictor, evaluate
     from pgolf.train import Trainer, train_step
     from contextlib import nullcontext
-    r, options, chosen = get(name, scale), {}, "fp32"
+    r, options, chosen = get(name, scale, **changes), {}, "fp32"
     step_block = score_block = nullcontext
 data = prepare_data(r, root=root, progress=False)
 t = Trainer(r.model, r.train, data)
@@ -106,7 +109,7 @@ def machine()->dict:
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--base", type=Path, required=True, help="another checkout of this repository, of either house")
-    p.add_argument("--recipes", nargs="+", default=["tiny:full", "pr1232:cpu", "pr1696:cpu", "pr1536:cpu", "pr1992:cpu"], help="NAME:SCALE")
+    p.add_argument("--recipes", nargs="+", default=DEFAULT, help="NAME:SCALE, and changes, as in tiny:full:dim=512")
     p.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     p.add_argument("--rounds", type=int, default=7, help="pairs of each task")
     p.add_argument("--windows", type=int, default=40, help="windows of an evaluation")
@@ -116,9 +119,9 @@ def main():
     record = {"machine": machine(), "rows": []}
     for recipe in a.recipes:
         for threads in a.threads:
-            row = compare(a.base.resolve(), *recipe.split(":"), threads, str(Path(a.root).resolve()), a.rounds, a.windows)
+            row = compare(a.base.resolve(), *recipe.split(":", 1), threads, str(Path(a.root).resolve()), a.rounds, a.windows)
             record["rows"].append(row)
-            print(f"{recipe:14} {threads} threads: step x{row['step']['ratio']}, sliding x{row['score']['ratio']} ({row['chosen']})", flush=True)
+            print(f"{recipe:37} {threads} threads: step x{row['step']['ratio']}, sliding x{row['score']['ratio']} ({row['chosen']})", flush=True)
             if a.out: a.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
