@@ -124,6 +124,7 @@ def test_small_numbers_go_through_the_file(priced_file):
     header, _ = open_header(priced_file)
     assert {d['octave'] for d in header['tensors'] if d['kind'] == 'codes'} == {4}
     assert {d['name'].partition('.')[0] for d in header['tensors'] if 'columns_by' in d} == {'banks'}
+    assert {d['columns_of'] for d in header['tensors'] if d['name'] in ('banks.q', 'banks.v')} == {'banks.k'} # one input
     assert [d['name'] for d in header['tensors'] if 'codes_by' in d] == ['attn_scale', 'mlp_scale', 'resid_mix']
     in_halves = PRICED.replace(bank=GPTQ(bits=8, clip='fisher 1e-2'), embed=GPTQ(bits=8, clip='fisher 1e-2'), control=Fp16())
     was = {b['name']: b['bytes'] for b in inspect(pack(model, in_halves, moments))['blobs']}
@@ -397,6 +398,9 @@ HOSTILE_NUMBERS = {
     'few weights': (lambda h: row(h, 'octave').update(scales_by=[1, 2]), 'scales_by is no list of 5 whole numbers'),
     'no weights': (lambda h: row(h, 'octave').pop('scales_by'), "no 'scales_by' of type list"),
     'few weights of columns': (lambda h: row(h, 'columns_by').update(columns_by=[3]), 'columns_by is no list of 5 whole numbers'),
+    'columns of nobody': (lambda h: row(h, 'columns_of').update(columns_of='banks.x'), 'no tensor before it has such columns'),
+    'columns of another width': (lambda h: row(h, 'columns_of').update(columns_of='banks.down'), 'no tensor before it has such columns'),
+    'columns of a number': (lambda h: row(h, 'columns_of').update(columns_of=3), "no 'columns_of' of type str"),
     'columns in fp16 that are not there': (lambda h: row(h, 'columns_by').update(columns_by=[]), "blob 'scales', which is not there"),
     'weights of a giant': (lambda h: row(h, 'octave').update(scales_by=[2**60] * 5), 'scales_by is no list'),
     'weights are fractions': (lambda h: row(h, 'codes_by').update(codes_by=[0.5, 1, 1]), 'codes_by is no list of 3'),

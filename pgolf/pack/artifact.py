@@ -55,12 +55,14 @@ def _gather_steps(
     shared["small"].append(sent[1])
     return sent[0]
 
-def _gather_scales(value:Codes, shared:dict)->dict: # as above
-    "The scales of a tensor, and the steps of its columns as those of the matrix on its side"
+def _gather_scales(value:Codes, shared:dict, columns:dict)->dict: # as above; name -> steps of columns sent before
+    "The scales of a tensor, and the steps of its columns: another's, or as those of the matrix on its side"
     q = value.codes.cpu().numpy()
     weights = _gather_steps(value.scale, q, value.octave, shared)
     row = {"octave": value.octave, "scales_by": weights} if weights else {}
     if value.columns is None: return row
+    alike = [name for name, steps in columns.items() if torch.equal(steps, value.columns)]
+    if alike: return row | {"columns_of": alike[0]}
     return row | {"columns_by": _gather_steps(value.columns, q.swapaxes(-1, -2), value.octave, shared)}
 
 # %% ../../nbs/4_pack/artifact.ipynb #2025f4ab
@@ -85,11 +87,13 @@ def gather(
     "A quantised state as the tensor table and the runs of numbers it refers to"
     tensors, runs = [], []
     shared = {name: [] for name in SHARED}
+    columns = {}
     for name, value in state.items():
         row = {"name": name, "shape": list((value.codes if isinstance(value, Codes) else value).shape)}
         if isinstance(value, Codes):
             row |= {"kind": "codes", "bits": value.bits}
-            row |= _gather_codes(name, value, runs, shared) | _gather_scales(value, shared)
+            row |= _gather_codes(name, value, runs, shared) | _gather_scales(value, shared, columns)
+            if value.columns is not None: columns[name] = value.columns
             if value.fixes: row["fixes"] = _gather_fixes(value, shared)
         else:
             row["kind"] = {torch.float16: "fp16", torch.float32: "fp32"}[value.dtype]

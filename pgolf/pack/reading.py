@@ -75,6 +75,7 @@ class Cursor:
     def __init__(self, blobs:dict):
         self.blobs = blobs
         self.left = {} # blob -> its numbers that are not yet taken
+        self.columns = {} # tensor -> steps of its columns, for those that share them
 
     def take(self, name:str, kind:str, count:int)->np.ndarray: # 1-D
         "The next `count` numbers of a blob"
@@ -169,9 +170,14 @@ def _float_scales(cursor:Cursor, shape:tuple)->np.ndarray: # fp16
     return cursor.take("scales", "fp16", math.prod(shape)).reshape(shape)
 
 def _column_steps(cursor:Cursor, d:dict, codes:np.ndarray)->Tensor: # fp16 [..., C]
-    "Steps of the columns: those of the matrix on its side"
+    "Steps of the columns: another tensor's, or those of the matrix on its side"
     if codes.ndim < 2: raise ArtifactError(f"tensor {d['name']!r}: a vector has no columns")
     turned = codes.swapaxes(-1, -2)
+    if "columns_of" in d:
+        steps = cursor.columns.get(take(d, "columns_of", str, f"tensor {d['name']!r}"))
+        if steps is None or tuple(steps.shape) != turned.shape[:-1]:
+            raise ArtifactError(f"tensor {d['name']!r}: no tensor before it has such columns")
+        return steps
     steps = _small_scales(cursor, d, turned, "columns_by") if d["columns_by"] else None
     if steps is None: steps = _float_scales(cursor, turned.shape[:-1])
     return torch.from_numpy(steps.copy())
@@ -188,7 +194,8 @@ def _read_codes(cursor:Cursor, d:dict)->Codes:
     scale = _small_scales(cursor, d, codes) if "octave" in d else _float_scales(cursor, shape[:-1])
     fixes = take(d, "fixes", list, f"tensor {name!r}") if "fixes" in d else []
     mended = tuple(_read_fix(cursor, plain, name, shape) for plain in fixes)
-    columns = _column_steps(cursor, d, codes) if "columns_by" in d else None
+    columns = None
+    if d.keys() & {"columns_by", "columns_of"}: columns = cursor.columns[name] = _column_steps(cursor, d, codes)
     return Codes(torch.from_numpy(codes), torch.from_numpy(scale.copy()), bits, mended, columns=columns)
 
 # %% ../../nbs/4_pack/reading.ipynb #73619fec
