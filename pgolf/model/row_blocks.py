@@ -27,7 +27,7 @@ def _in_heads(x_nQK:Tensor, B:int, T:int)->Tensor: # [B, T, H, K]
     return x_nQK.view(B, n // B, T, Q // T, K).transpose(1, 2).reshape(B, T, n // B * Q // T, K)
 
 class RowBlocks(torch.autograd.Function):
-    "Causal attention of dense rows, block by block of queries; keeps the weights of attention for its backward"
+    "Causal attention of dense rows, block by block of queries; its backward needs the weights kept"
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16) # under autocast, which is off inside
     def forward(ctx, q_BTHK, k_BTGK, v_BTGK, rows):
@@ -82,8 +82,9 @@ def row_blocks_serve(
     q_BTHK:Tensor, # queries
     k_BTGK:Tensor, # keys
 )->bool:
-    "Whether row blocks are the better kernel for dense rows: on a CPU, with gradients to come, where memory allows"
+    "Whether row blocks are the better kernel: on a CPU, with gradients to come, where memory allows"
     B, T, H, _ = q_BTHK.shape
-    if q_BTHK.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling(): return False
+    if q_BTHK.device.type != "cpu" or torch.compiler.is_compiling(): return False
+    if not torch.is_grad_enabled(): return False
     needed = q_BTHK.requires_grad or k_BTGK.requires_grad
     return needed and B * H * T * T * q_BTHK.element_size() // 2 <= MOST_WEIGHTS

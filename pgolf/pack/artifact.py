@@ -55,7 +55,11 @@ def _gather_steps(
     shared["small"].append(sent[1])
     return sent[0]
 
-def _gather_scales(value:Codes, shared:dict, columns:dict)->dict: # as above; name -> steps of columns sent before
+def _gather_scales(
+    value:Codes,
+    shared:dict,  # as above
+    columns:dict, # tensor -> steps of its columns, of those sent before
+)->dict:          # as above
     "The scales of a tensor, and the steps of its columns: another's, or as those of the matrix on its side"
     q = value.codes.cpu().numpy()
     weights = _gather_steps(value.scale, q, value.octave, shared)

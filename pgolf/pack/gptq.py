@@ -156,7 +156,8 @@ class GPTQ(OnGrid, kind="gptq", source="https://arxiv.org/abs/2210.17323"):
     damp:float = setting(0.01, "added to the diagonal of the second moments, as a share of its mean", low=0.0)
     block:int = setting(128, "columns whose feedback is gathered by one product", low=1)
     columns:float = setting(
-        0.0, "trust with which columns have steps of their own, on the octaves of the scales; 0 = none", low=0.0, high=1.0)
+        0.0, "trust with which columns have steps of their own, on the octaves of the scales; 0 = none",
+        low=0.0, high=1.0)
 
     def check(self):
         super().check()

@@ -195,7 +195,8 @@ def _read_codes(cursor:Cursor, d:dict)->Codes:
     fixes = take(d, "fixes", list, f"tensor {name!r}") if "fixes" in d else []
     mended = tuple(_read_fix(cursor, plain, name, shape) for plain in fixes)
     columns = None
-    if d.keys() & {"columns_by", "columns_of"}: columns = cursor.columns[name] = _column_steps(cursor, d, codes)
+    if d.keys() & {"columns_by", "columns_of"}:
+        columns = cursor.columns[name] = _column_steps(cursor, d, codes)
     return Codes(torch.from_numpy(codes), torch.from_numpy(scale.copy()), bits, mended, columns=columns)
 
 # %% ../../nbs/4_pack/reading.ipynb #73619fec

@@ -145,7 +145,8 @@ def choose(
     "The fastest way here to compute a model's products"
     ways = ways_here()
     found = try_ways(ways, Products(product_shapes(c, tokens)))
-    names = [f"{'half' if way.half else way.products}, {way.threads or torch.get_num_threads()} threads" for way in ways]
+    word = lambda way: "half" if way.half else way.products
+    names = [f"{word(way)}, {way.threads or torch.get_num_threads()} threads" for way in ways]
     tried = {name: [round(s, 6), float(f"{e:.1e}")] for name, (s, e) in zip(names, found)}
     return best_way(ways, found).replace(processor=processor(), tried=tried)
 
