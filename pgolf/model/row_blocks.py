@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/2_model/row_blocks.ipynb #ab995a18
-ROW_BYTES = 256 # of a column of a block: products of small types tire later
+ROW_BYTES = 256 # bytes of a block's column: 64 queries in fp32, 128 in bf16
 
 def _spans(T:int, rows:int)->list[tuple[int, int]]:
     "Where blocks of queries begin and end"
