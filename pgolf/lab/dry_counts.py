@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..model.mlp_kernel import mlp_gradient_kernels, mlp_kernels
+from ..model.turn_kernel import turn_backward_kernels, turn_kernels
+from ..model.xsa_kernel import xsa_backward_kernels, xsa_kernels
 from ..train.softcap_loss import loss_kernels
 
 # %% ../../nbs/7_lab/dry_counts.ipynb #9b4dc467
@@ -79,7 +82,15 @@ def size_of(t:Tensor)->int: # bytes
 
 # %% ../../nbs/7_lab/dry_counts.ipynb #a78d02de
 # operation -> function of its arguments to (bytes, FLOPs) of each kernel inside
-INSIDE = {torch.ops.pgolf.softcap_loss.default: loss_kernels}
+INSIDE = {
+    torch.ops.pgolf.softcap_loss.default: loss_kernels,
+    torch.ops.pgolf.leaky_mlp.default: mlp_kernels,
+    torch.ops.pgolf.leaky_mlp_gradient.default: mlp_gradient_kernels,
+    torch.ops.pgolf.turn.default: turn_kernels,
+    torch.ops.pgolf.turn_backward.default: turn_backward_kernels,
+    torch.ops.pgolf.exclude_self.default: xsa_kernels,
+    torch.ops.pgolf.exclude_self_backward.default: xsa_backward_kernels,
+}
 
 def kernels_of(
     func,            # operation of PyTorch

@@ -22,6 +22,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from .dry_counts import Counts, Ledger, graph_counts
 from .fake_cuda import fake_gpu
+from ..model import gpu_kernels
 from ..model.gpt import GPT
 from ..pack.fisher import collect_sensitivity
 from ..pack.hessians import collect_hessians
@@ -71,9 +72,14 @@ def join_fake_ranks(
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
 
 # %% ../../nbs/7_lab/dry_steps.ipynb #c839dac0
+@contextmanager
 def with_triton():
-    "A block in which the loss is one kernel, whatever the device"
-    return patch.object(softcap_loss, "loss_kernel_missing", lambda *question: "")
+    "A block in which every kernel of our own serves, whatever the device"
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(softcap_loss, "loss_kernel_missing", lambda *question: ""))
+        stack.enter_context(patch.object(gpu_kernels, "FUSING", frozenset({"cpu", "cuda"})))
+        stack.enter_context(patch.object(gpu_kernels, "_missing", lambda *question: ""))
+        yield
 
 @contextmanager
 def stage(

@@ -36,6 +36,8 @@ class Pass:
     layer:int=0                         # whose weights run
     position:int=0                      # virtual
     depth:int=0                         # virtual positions in all
+    scaled:bool=False                   # banks `o` and `down` already hold the scales of their branch
+    whole_mlp:bool=False                # the MLP is one operation
     memory:dict=field(default_factory=dict) # kind of a part -> what it remembers within this pass
 
     def see(self, name:str, value:Tensor)->Tensor:

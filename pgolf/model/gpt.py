@@ -18,10 +18,14 @@ from .banks import init_banks, init_controls, register
 from .config import GPTConfig
 from .drawn import normal
 from .forward import Pass, checked_row
+from .gpu_kernels import fuses
+from .joined import joined_banks
 from .kernels import banded_sdpa
 from .mlp import ACTIVATIONS
+from .mlp_kernel import SLOPES, leaky_mlp, mlp_kernel_serves
 from .part import acting
 from .rotary import ntk_base, rope_tables, rotate
+from .turn_kernel import turn, turn_kernel_serves
 from .stream_cache import StreamCache
 from .walk import walk_lines
 
@@ -58,8 +62,8 @@ class Transformer(nn.Module):
         order = self.cfg.order(recurrent)
         max_seqlen = checked_row(self.cfg, ids_BT, cu_seqlens, max_seqlen, cache)
         if cache is not None: cache.claim(len(ids_BT), order)
-        run = begin(self, ids_BT, through, cache, cu_seqlens, max_seqlen)
-        run.adapters, run.tap, run.depth = adapters, tap, len(order)
+        run = begin(self, ids_BT, through, cache, cu_seqlens, max_seqlen, adapters, tap)
+        run.depth = len(order)
         x = run.x0 = run.see("x0", self.embed_tokens(run))
         for run.position, run.layer in enumerate(order):
             x = run.through("before_layer", x)
@@ -96,10 +100,14 @@ class Transformer(nn.Module):
         return norm(x) * (1 / math.sqrt(run.layer + 1) if self.cfg.ln_scale else 1.0)
 
     def attn_branch(self, run:Pass, h:Tensor)->Tensor:
+        "Attention, scaled"
+        if run.scaled: return self.attention(run, h)
         scale = self.attn_scale[run.layer].to(h.dtype)
         return scale * self.attention(run, h)
 
     def mlp_branch(self, run:Pass, h:Tensor)->Tensor:
+        "The MLP, scaled"
+        if run.scaled: return self.mlp(run, h)
         scale = self.mlp_scale[run.layer].to(h.dtype)
         return scale * self.mlp(run, h)
 
@@ -107,11 +115,11 @@ class Transformer(nn.Module):
         "Project, norm, rotate, attend, project back: [B, T, D]"
         i, c = run.layer, self.cfg
         run.see(f"attn_in.{i}", h_BTD)
-        q, *rows = F.linear(h_BTD, run.banks["q"][i]).split(c.query_rows, -1)
+        (q, *rows), k, v = self.project(run, h_BTD)
         for part, own in zip(c.parts, rows): part.queries(run, h_BTD, own)
-        q = norm(run.adapt(q, "q", h_BTD).unflatten(-1, (c.heads, -1)))
-        k = norm(run.adapt(F.linear(h_BTD, run.banks["k"][i]), "k", h_BTD).unflatten(-1, (c.kv_heads, -1)))
-        v = run.adapt(F.linear(h_BTD, run.banks["v"][i]), "v", h_BTD).unflatten(-1, (c.kv_heads, -1))
+        q = run.adapt(q, "q", h_BTD).unflatten(-1, (c.heads, -1))
+        k = run.adapt(k, "k", h_BTD).unflatten(-1, (c.kv_heads, -1))
+        v = run.adapt(v, "v", h_BTD).unflatten(-1, (c.kv_heads, -1))
         v = run.through("values", v)
         y_BTHK = look_back(self, run, q, k, v)
         run.see(f"y.{i}", y_BTHK)
@@ -119,9 +127,23 @@ class Transformer(nn.Module):
         y = run.see(f"attn_out.{i}", run.through("after_attention", y_BTHK, v, h_BTD).flatten(2))
         return run.adapt(F.linear(y, run.banks["o"][i]), "o", h_BTD)
 
+    def project(self, run:Pass, h_BTD:Tensor)->tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        "Rows of queries, one tensor a reader; keys; values"
+        rows, weights = self.cfg.query_rows, run.banks
+        if "qkv" in weights:
+            kv = self.cfg.kv_heads * self.cfg.head_dim
+            *queries, k, v = F.linear(h_BTD, weights["qkv"][run.layer]).split([*rows, kv, kv], -1)
+            return queries, k, v
+        q, k, v = (F.linear(h_BTD, weights[name][run.layer]) for name in "qkv")
+        return q.split(rows, -1), k, v
+
     def mlp(self, run:Pass, h_BTD:Tensor)->Tensor:
         "Up, nonlinearity, down: [B, T, D]"
         i = run.layer
+        if run.whole_mlp:
+            slope = SLOPES[self.cfg.mlp](self.cfg.mlp_slope)
+            y = leaky_mlp(h_BTD, run.banks["up"][i], run.banks["down"][i], slope)
+            return run.through("after_mlp", run.adapt(y, "mlp", h_BTD), h_BTD)
         activation = ACTIVATIONS[self.cfg.mlp]
         run.see(f"mlp_in.{i}", h_BTD)
         gate = F.linear(h_BTD, run.banks["gate"][i]) if activation.gated else None
@@ -154,6 +176,8 @@ def begin(
     cache:StreamCache|None,
     cu_seqlens:Tensor|None,
     max_seqlen:int,
+    adapters:Callable|None,
+    tap:Callable|None,
 )->Pass:
     "Banks in the compute dtype and rotary tables: what every layer of this call shares"
     c = m.cfg
@@ -163,22 +187,32 @@ def begin(
     # one unbind a bank: its backward stacks the layers' gradients once,
     # where bank[i] would fill a bank of zeros for each layer
     weights = {name: bank if through is None else through(name, bank) for name, bank in m.banks.items()}
+    fused = tap is None and fuses(device.type)
+    scaled = fused and adapters is None and not m.acting["after_mlp"]
+    if fused: weights = joined_banks(weights, {"o": m.attn_scale, "down": m.mlp_scale} if scaled else {})
     banks = {name: bank.to(dtype).unbind() for name, bank in weights.items()}
     reach = (max_seqlen or ids_BT.shape[1]) if cache is None else cache.window
     past = 0 if cache is None else cache.past
     base = ntk_base(reach, c.rotary_dims, c.rope_base, c.rope_train_len)
     cos, sin = rope_tables(past + ids_BT.shape[1], c.rotary_dims, base, device)
-    return Pass(m, ids_BT, dtype, banks, cos, sin, cu_seqlens, max_seqlen, cache=cache)
+    whole_mlp = fused and mlp_kernel_serves(c.mlp, device.type)
+    return Pass(m, ids_BT, dtype, banks, cos, sin, cu_seqlens, max_seqlen, adapters, cache, tap,
+                scaled=scaled, whole_mlp=whole_mlp)
 
 # %% ../../nbs/2_model/gpt.ipynb #0825680f
 def look_back(
     m:nn.Module,
     run:Pass,
-    q_BTHK:Tensor, # normed
-    k_BTGK:Tensor, # normed
+    q_BTHK:Tensor,
+    k_BTGK:Tensor,
     v_BTGK:Tensor,
 )->Tensor:         # [B, T, H, K]
-    "Rotate, and attend to the row's past or the cache's"
+    "Norm queries and keys, rotate them, and attend to the row's past or the cache's"
+    if run.cache is None and turn_kernel_serves(q_BTHK.device.type):
+        q = turn(q_BTHK, run.cos, run.sin, m.q_gain[run.layer])
+        k = turn(k_BTGK, run.cos, run.sin)
+        return attend(q, k, v_BTGK, run.cu_seqlens, run.max_seqlen, m.backend)
+    q_BTHK, k_BTGK = norm(q_BTHK), norm(k_BTGK)
     if run.cache is not None: k_BTGK, v_BTGK = run.cache.extend(run.position, k_BTGK, v_BTGK)
     T, S = q_BTHK.shape[1], k_BTGK.shape[1]
     q = rotate(q_BTHK, run.cos[-T:], run.sin[-T:]) * m.q_gain[run.layer].to(q_BTHK.dtype)[:, None]

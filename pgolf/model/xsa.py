@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ground.settings import setting
 from .part import Part, control, place_in
+from .xsa_kernel import exclude_as_one, xsa_kernel_serves
 
 # %% ../../nbs/2_model/xsa.ipynb #4fe7b7e7
 def exclude_self(
@@ -20,6 +21,7 @@ def exclude_self(
     much_H:Tensor|None=None, # how much of that part each head gives up; None = all of it
 )->Tensor:         # [B, T, H, K], each head orthogonal to its token's own value
     "Exclusive self-attention (XSA): take from each head's output the part along the token's own value"
+    if much_H is None and xsa_kernel_serves(y_BTHK.device.type): return exclude_as_one(y_BTHK, v_BTGK)
     y_BTGRK = y_BTHK.unflatten(2, (v_BTGK.shape[2], -1))
     own_BTG1K = F.normalize(v_BTGK, dim=-1).unsqueeze(3)
     share_BTGR1 = (y_BTGRK * own_BTG1K).sum(-1, keepdim=True)
