@@ -147,10 +147,10 @@ def check_target(probe, base, far=())->Outcome:
         if said := place.probe.problem: return failed(f"in the slice at position {place.offset}, {said}")
     if not probe.asked: return skipped(f"the evaluation stopped before a probe: {base.error}")
     return passed(f"at {len(probe.places)} random positions the predictor was asked again with the token to "
-                  f"predict, or all tokens from it on, replaced ({probe.asked} times in all), and about "
-                  f"{probe.cuts} input windows with the tokens after a random position replaced: the "
-                  f"predictions before the replaced tokens stayed the same, so none of these used text that "
-                  f"it has yet to predict")
+                  f"predict, or all tokens from it on, replaced ({probe.asked} times in all), and each of "
+                  f"{probe.cuts} input windows was put to it again with the tokens after a random position "
+                  f"replaced: the predictions before the replaced tokens stayed the same, so none of these "
+                  f"used text that it has yet to predict")
 
 # %% ../../nbs/9_referee/target.ipynb #3c128de6
 class Gated(ModelPredictor):
