@@ -98,12 +98,15 @@ def replay(
     return "", tried, worst
 
 def _tried(tried:list[Future])->str:
-    "Where the replaced tokens began, in a few words"
-    starts, one = [str(future.start) for future in tried], tried[0].kind
-    if len(tried) == 1: return f"tokens replaced from {one} {starts[0]} on"
+    "What was evaluated again, in words"
+    starts = [str(future.start) for future in tried]
+    if len(tried) == 1: return f"a slice of the text was evaluated again with {tried[0].named} replaced"
     if len(starts) > 5: starts = [*starts[:3], f"and so on to {starts[-1]}"]
-    several = {"position": "positions", "query": "queries"}[one]
-    return f"tokens replaced from each of {len(tried)} {several} on ({', '.join(starts)})"
+    which = {"position": "all tokens from one position on",
+             "query": "the tokens that one query and all later ones predict"}[tried[0].kind]
+    several = {"position": "positions", "query": "queries"}[tried[0].kind]
+    return (f"a slice of the text was evaluated again {len(tried)} times, each time with {which} replaced "
+            f"({several} {', '.join(starts)})")
 
 # %% ../../nbs/9_referee/causal.ipynb #acc691de
 def _whole_stream(again_nats, future_nats)->str:
@@ -113,9 +116,9 @@ def _whole_stream(again_nats, future_nats)->str:
     if not len(gap) or gap.max() <= 1e-3: return ""
     where = int((gap > 1e-3).argmax())
     count = int((gap > 1e-3).sum())
-    return (f"in the whole evaluation, replacing the tokens from position {k} on changes {count} of {k - 1} "
-            f"earlier losses, the first in row {where} (by up to {gap.max():.3g} nats): they used text that "
-            f"was not yet scored")
+    return (f"in an evaluation of all the validation text, replacing the tokens from position {k} on changes "
+            f"{count} of {k - 1} earlier losses, the first in row {where} (by up to {gap.max():.3g} nats): "
+            f"they used text that was not yet scored")
 
 @rule("causal", "behaviour", "p_t depends on the artifact and on tokens that are scored before x_t only",
       "training on the text, or looking ahead of the score")
@@ -130,9 +133,12 @@ def check_causal(case, done, effort, far=(), again_nats=None, future_nats=None)-
     if future_nats is not None and again_nats is not None:
         if wrong := _whole_stream(again_nats, future_nats): return failed(wrong)
     how = f" by more than {case.tolerance:g} (seen {worst:.2g})" if worst else ""
-    also = "".join(f", and in the slice at position {place.offset}" for place in far)
-    also += ", and in the whole stream" if future_nats is not None else ""
-    return passed(f"{_tried(tried)}{also}: no earlier prediction changed{how}")
+    also = "".join(f"; likewise in the slice at position {place.offset}" for place in far)
+    if future_nats is not None and again_nats is not None:
+        also += (f"; likewise in an evaluation of all the validation text, with the tokens from position "
+                 f"{future_nats[0]} on replaced")
+    return passed(f"{_tried(tried)}{also}: no earlier prediction changed{how}, so none used text that was "
+                  f"not yet scored")
 
 # %% ../../nbs/9_referee/causal.ipynb #7af1fbed
 TOY_TTT = TTTConfig("sgd", 0.05, epochs=2, chunk_tokens=192, seq_len=32, batch_seqs=4)

@@ -47,10 +47,15 @@ def compare_makes(
     "Make it with two validation sets, and twice with one of them"
     a, b, c = _name(make(ids.clone())), _name(make(other.clone())), _name(make(ids.clone()))
     if a != c:
-        return skipped(f"two runs with the same validation set differ ({a}, {c}), so a third proves nothing")
-    if a == b: return passed(f"made with two validation sets: the same result (hash {a}) both times")
-    return failed(f"made twice with nothing changed but the validation set, the results differ (hashes {a} "
-                  f"and {b}): making them used validation text")
+        return skipped(f"the predictor was made twice with the same validation set, and the results differ "
+                       f"(hashes {a} and {c}): with a procedure that is not deterministic, another result "
+                       f"for another validation set would prove nothing")
+    if a == b:
+        return passed(f"the predictor was made with the validation set and with another one, and the results "
+                      f"are the same (hash {a}): making it uses no validation text")
+    return failed(f"the predictor was made twice with the validation set, and the results are the same (hash "
+                  f"{a}); made with another validation set and nothing else changed, the result differs "
+                  f"(hash {b}): making it uses validation text")
 
 # %% ../../nbs/9_referee/independence.ipynb #1e5e815d
 def other_validation(
@@ -83,14 +88,17 @@ def compare_recipe(
         made = lambda data, name: _name(make_artifact(recipe, data, folder/name))
         a, b = made(dataset, "a"), made(other_validation(dataset, folder), "b")
         if a == b:
-            return passed(f"{what}, made with two validation sets: the same artifact (hash {a}) both times "
-                          "(trained anew at smoke size: this tests the recipe, not the weights of the run)")
+            return passed(f"{what} was trained and packed anew with the validation set and with another one, "
+                          f"and the artifacts are the same (hash {a}): the recipe uses no validation text; "
+                          f"this tests its code at smoke size, not the weights of the run")
         c = made(dataset, "c")
     if a != c:
-        same = "two runs with the same validation set"
-        return skipped(f"{what}: {same} differ ({a}, {c}), so this proves nothing")
-    return failed(f"{what}, made twice with nothing changed but the validation set: the artifacts differ "
-                  f"(hashes {a} and {b}), so making them used validation text")
+        return skipped(f"{what} was trained and packed twice with the same validation set, and the artifacts "
+                       f"differ (hashes {a} and {c}): with a recipe that is not deterministic, another "
+                       f"artifact for another validation set would prove nothing")
+    return failed(f"{what} was trained and packed twice with the validation set, and the artifacts are the "
+                  f"same (hash {a}); with another validation set and nothing else changed, the artifact "
+                  f"differs (hash {b}): making it uses validation text")
 
 def small_recipe(
     recipe:Recipe,

@@ -137,17 +137,22 @@ def judge_decoded(
     where:str="",    # the piece lies, in words
 )->Outcome:
     "Same rows, same tokens, claimed size"
-    size = f"the file takes {coded.nbytes:,} bytes, the score implies {coded.claimed:,.1f}"
+    size = f"the file takes {coded.nbytes:,} bytes, the losses in the score add up to {coded.claimed:,.1f}"
     if coded.gap > (max(tolerance, STEPS_APART) if coded.stepped else tolerance):
-        return failed(f"{where}row {coded.place}, computed from earlier tokens only as a decoder must, "
-                      f"differs from the booked row by up to {coded.apart:.3g} nats; {size}")
+        return failed(f"{where}row {coded.place} was computed again from earlier tokens only, which are all "
+                      f"that a decoder has, and differs from the row in the score by up to "
+                      f"{coded.apart:.3g} nats: no decoder can get the text back at this score; {size}")
     wrong = (ids != back).nonzero()
     if len(wrong):
-        return failed(f"{where}the first token that the decoder gets wrong is at position {int(wrong[0, 0])} "
-                      f"of {len(ids) - 1}; {size}")
-    if not coded.honest: return failed(f"{where}the decoder gets the text back, but {size}")
+        return failed(f"{where}a newly made predictor that was given the file and not the text decodes "
+                      f"another text: the first wrong token is at position {int(wrong[0, 0])} of "
+                      f"{len(ids) - 1}; {size}")
+    if not coded.honest:
+        return failed(f"{where}a newly made predictor decodes the text exactly from the file, but {size}: "
+                      f"the score is not that of this file")
     starts = f"; it was told where {told} documents begin" if told else ""
-    return passed(f"{where}{len(ids) - 1:,} tokens decoded exactly by a newly made predictor; {size}{starts}")
+    return passed(f"{where}{len(ids) - 1:,} tokens decoded exactly, by a newly made predictor that was given "
+                  f"the coded file and not the text; {size}{starts}")
 
 def round_trip(
     case:Case,
@@ -159,7 +164,8 @@ def round_trip(
     blank = blank_stream(ids, known, cfg, case.table.vocab)
     coded = encode_slice(case.build(case.ids.clone()), case.build(nothing.clone()), ids, case.table, cfg)
     try: back = decode_slice(case.build(nothing.clone()), coded.words, blank, known, case.table, cfg)
-    except (ValueError, AssertionError) as fault: return failed(f"{at_place(case)}the decoder stops: {fault}")
+    except (ValueError, AssertionError) as fault:
+        return failed(f"{at_place(case)}no text can be decoded from the file: {fault}")
     return judge_decoded(ids, back, coded, int(known.sum()) - 1, case.tolerance, at_place(case))
 
 # %% ../../nbs/9_referee/proof.ipynb #1c935668

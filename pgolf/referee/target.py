@@ -96,10 +96,10 @@ class TargetProbe:
         ids, cfg, table = self.case.ids, self.case.cfg, self.case.table
         out = []
         for name, token in rivals(row, int(ids[p + 1]), -1 if self.isolate else cfg.bos).items():
-            out.append((f"by {name}", ids.clone().index_fill_(0, torch.tensor([p + 1]), token)))
+            out.append((f"replaced by {name}", ids.clone().index_fill_(0, torch.tensor([p + 1]), token)))
         later = torch.arange(p + 1, len(ids))
         other = altered(ids, later, table.vocab, self.chance, cfg.bos, table)
-        return out + [("and all tokens after it", other)]
+        return out + [("and all tokens after it replaced", other)]
 
     def ask_cut(self, before, query:Query, rows:Tensor):
         "Other tokens after an asked place of each window: the rows up to there stay"
@@ -113,9 +113,9 @@ class TargetProbe:
         where = int(query.positions[kept][row])
         after = int((query.starts + place)[query.rows[kept][row]])
         nats = nats_apart(rows[kept], again[kept])
-        self.problem = (f"replacing the tokens after position {after} in the input window changes "
-                        f"predictions that must not use them, the first in row {where} (by up to "
-                        f"{nats:.3g} nats)")
+        self.problem = (f"asked again about the same input window with the tokens after position {after} "
+                        f"replaced, the predictor changes predictions made from tokens up to there, the "
+                        f"first in row {where} (by up to {nats:.3g} nats): they used text that comes later")
 
     def ask_rival(self, before, query:Query, r:int, row:Tensor, name:str, other:Tensor):
         "One row again, on a stream with another target"
@@ -124,8 +124,10 @@ class TargetProbe:
         self.asked += 1
         if gap <= self.case.tolerance or self.problem: return
         nats = nats_apart(row, again[r])
-        self.problem = (f"replacing the target of row {int(query.positions[r])} {name} changes this "
-                        f"prediction by up to {nats:.3g} nats: it knew the text ahead")
+        p = int(query.positions[r])
+        self.problem = (f"asked again for row {p}, the prediction of token {p + 1}, with that token {name}, "
+                        f"the predictor gives other probabilities (by up to {nats:.3g} nats): it used text "
+                        f"that it has yet to predict")
 
     def __call__(self, before, query:Query, rows:Tensor):
         "Cut every window; ask about every rival at every chosen place of a query"
@@ -144,9 +146,11 @@ def check_target(probe, base, far=())->Outcome:
     for place in far:
         if said := place.probe.problem: return failed(f"in the slice at position {place.offset}, {said}")
     if not probe.asked: return skipped(f"the evaluation stopped before a probe: {base.error}")
-    return passed(f"a sample: {len(probe.places)} predictions asked again with the target, or all tokens "
-                  f"from it on, replaced ({probe.asked} times in all); {probe.cuts} windows asked again "
-                  f"with the tokens after a random position replaced: no prediction changed")
+    return passed(f"at {len(probe.places)} random positions the predictor was asked again with the token to "
+                  f"predict, or all tokens from it on, replaced ({probe.asked} times in all), and each of "
+                  f"{probe.cuts} input windows was put to it again with the tokens after a random position "
+                  f"replaced: the predictions before the replaced tokens stayed the same, so none of these "
+                  f"used text that it has yet to predict")
 
 # %% ../../nbs/9_referee/target.ipynb #3c128de6
 class Gated(ModelPredictor):
