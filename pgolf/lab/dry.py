@@ -119,13 +119,14 @@ def graphs_of(
     recipe:Recipe,
     scale_down:tuple, # name and overrides, to build it small
     world:int,        # GPUs
+    without:tuple=(), # kernels that do not serve
 )->dict:
     "What compiling finds, of one micro-batch; in another process, because tracing upsets fake storages"
     changes = {k: v for k, v in scale_down[1].items() if k != "scale"}
     found = dict(zip(("graphs", "late", "breaks"), breaks_and_recompiles(scale_down[0], **changes)))
     compiler_tools()
     join_fake_ranks(world - 1, world)
-    with stage(fused_norm=False) as (mode, _):
+    with stage(fused_norm=False, without=without) as (mode, _):
         counts = compiled_counts(fake_trainer(recipe, world, mode), True)
     return found | dict(compiled=[plain(c) for c in counts])
 
@@ -205,11 +206,12 @@ def dry_runs(
     gpus:tuple=(8,),     # numbers of GPUs
     compiled:bool=True,  # trace the compiler's graphs too, for the last number of GPUs: half a minute more
     parts:tuple=PARTS,   # which
+    without:tuple=(),    # kernels of our own that the compiler's graphs do without
     **overrides,         # as for `get`
 )->list[dict]:           # a report for each number of GPUs
     "Dry runs of a recipe; NoFakeGPU where this machine cannot"
     recipe = get(name, **overrides) # a wrong name is said here
-    asked = [(kind, name, world, compiled, parts, overrides) for kind, world in
+    asked = [(kind, name, world, compiled, parts, without, overrides) for kind, world in
              [("steps", world) for world in gpus] + [("graphs", gpus[-1])] * compiled]
     with ThreadPoolExecutor(2) as pool: found = list(pool.map(_ask, asked))
     reports = [_whole(recipe, world, report) for world, report in zip(gpus, found)]
@@ -246,10 +248,10 @@ def _why_it_ended(status:int, errors:str)->str:
 
 def answer()->None:
     "The other end of `dry_runs`: write down what one process finds"
-    kind, name, world, compiled, parts, overrides, path = json.loads(sys.argv[1])
+    kind, name, world, compiled, parts, without, overrides, path = json.loads(sys.argv[1])
     recipe = get(name, **overrides)
     if kind == "steps": found = report_of(recipe, world, compiled, parts)
-    else: found = graphs_of(recipe, (name, overrides), world)
+    else: found = graphs_of(recipe, (name, overrides), world, without)
     Path(path).write_text(json.dumps(found))
 
 # %% ../../nbs/7_lab/dry.ipynb #05ea08ed

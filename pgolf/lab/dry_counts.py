@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..model.mlp_kernel import mlp_gradient_kernels, mlp_kernels
-from ..model.turn_kernel import turn_backward_kernels, turn_kernels
 from ..model.xsa_kernel import xsa_backward_kernels, xsa_kernels
 from ..train.softcap_loss import loss_kernels
 
@@ -86,8 +85,6 @@ INSIDE = {
     torch.ops.pgolf.softcap_loss.default: loss_kernels,
     torch.ops.pgolf.leaky_mlp.default: mlp_kernels,
     torch.ops.pgolf.leaky_mlp_gradient.default: mlp_gradient_kernels,
-    torch.ops.pgolf.turn.default: turn_kernels,
-    torch.ops.pgolf.turn_backward.default: turn_backward_kernels,
     torch.ops.pgolf.exclude_self.default: xsa_kernels,
     torch.ops.pgolf.exclude_self_backward.default: xsa_backward_kernels,
 }

@@ -73,22 +73,27 @@ def join_fake_ranks(
 
 # %% ../../nbs/7_lab/dry_steps.ipynb #c839dac0
 @contextmanager
-def with_triton():
-    "A block in which every kernel of our own serves, whatever the device"
+def with_triton(
+    without:tuple=(), # kernels that do not serve
+):
+    "A block in which every kernel of our own serves, whatever the device, and products are joined"
+    why = lambda name: "it is left out" if name in without else ""
+    fusing = frozenset() if "joined products" in without else frozenset({"cpu", "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(patch.object(softcap_loss, "loss_kernel_missing", lambda *question: ""))
-        stack.enter_context(patch.object(gpu_kernels, "FUSING", frozenset({"cpu", "cuda"})))
-        stack.enter_context(patch.object(gpu_kernels, "_missing", lambda *question: ""))
+        stack.enter_context(patch.object(softcap_loss, "loss_kernel_missing", lambda *_: why("loss kernel")))
+        stack.enter_context(patch.object(gpu_kernels, "FUSING", fusing))
+        stack.enter_context(patch.object(gpu_kernels, "_missing", lambda name, device: why(name)))
         yield
 
 @contextmanager
 def stage(
     fused_norm:bool=True, # as for `fake_gpu`
+    without:tuple=(),     # kernels that do not serve
 ):                        # yields (mode, ledger)
     "A fake GPU and what is replaced for it; in a process of `with_fake_gpu`"
     ledger = Ledger()
     with ExitStack() as stack:
-        stack.enter_context(with_triton())
+        stack.enter_context(with_triton(without))
         stack.enter_context(patch.object(trainer, "make_loader", _Zeros))
         stack.enter_context(patch.object(trainer, "_to_device", _carried))
         stack.enter_context(patch.object(GPT, "to", _made_there))

@@ -25,7 +25,6 @@ from .mlp import ACTIVATIONS
 from .mlp_kernel import SLOPES, leaky_mlp, mlp_kernel_serves
 from .part import acting
 from .rotary import ntk_base, rope_tables, rotate
-from .turn_kernel import turn, turn_kernel_serves
 from .stream_cache import StreamCache
 from .walk import walk_lines
 
@@ -117,8 +116,8 @@ class Transformer(nn.Module):
         run.see(f"attn_in.{i}", h_BTD)
         (q, *rows), k, v = self.project(run, h_BTD)
         for part, own in zip(c.parts, rows): part.queries(run, h_BTD, own)
-        q = run.adapt(q, "q", h_BTD).unflatten(-1, (c.heads, -1))
-        k = run.adapt(k, "k", h_BTD).unflatten(-1, (c.kv_heads, -1))
+        q = norm(run.adapt(q, "q", h_BTD).unflatten(-1, (c.heads, -1)))
+        k = norm(run.adapt(k, "k", h_BTD).unflatten(-1, (c.kv_heads, -1)))
         v = run.adapt(v, "v", h_BTD).unflatten(-1, (c.kv_heads, -1))
         v = run.through("values", v)
         y_BTHK = look_back(self, run, q, k, v)
@@ -203,16 +202,11 @@ def begin(
 def look_back(
     m:nn.Module,
     run:Pass,
-    q_BTHK:Tensor,
-    k_BTGK:Tensor,
+    q_BTHK:Tensor, # normed
+    k_BTGK:Tensor, # normed
     v_BTGK:Tensor,
 )->Tensor:         # [B, T, H, K]
-    "Norm queries and keys, rotate them, and attend to the row's past or the cache's"
-    if run.cache is None and turn_kernel_serves(q_BTHK.device.type):
-        q = turn(q_BTHK, run.cos, run.sin, m.q_gain[run.layer])
-        k = turn(k_BTGK, run.cos, run.sin)
-        return attend(q, k, v_BTGK, run.cu_seqlens, run.max_seqlen, m.backend)
-    q_BTHK, k_BTGK = norm(q_BTHK), norm(k_BTGK)
+    "Rotate, and attend to the row's past or the cache's"
     if run.cache is not None: k_BTGK, v_BTGK = run.cache.extend(run.position, k_BTGK, v_BTGK)
     T, S = q_BTHK.shape[1], k_BTGK.shape[1]
     q = rotate(q_BTHK, run.cos[-T:], run.sin[-T:]) * m.q_gain[run.layer].to(q_BTHK.dtype)[:, None]

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['joined_banks']
 
-# %% ../../nbs/2_model/joined.ipynb #a4546e09
+# %% ../../nbs/2_model/joined.ipynb #35fe0f0b
 import torch
 from torch import Tensor
 
-# %% ../../nbs/2_model/joined.ipynb #5035a163
+# %% ../../nbs/2_model/joined.ipynb #d345b748
 def joined_banks(
     banks:dict[str, Tensor], # name -> [L, rows, columns]
     scales:dict[str, Tensor], # name of a bank -> [L, rows], the scale of what it writes

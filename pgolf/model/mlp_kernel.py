@@ -6,17 +6,17 @@
 __all__ = ['TILE', 'WARPS', 'STAGES', 'SLOPES', 'packed_signs', 'slope_of', 'up_by_triton', 'gradient_by_triton', 'leaky_mlp',
            'mlp_kernels', 'mlp_gradient_kernels', 'mlp_kernel_serves']
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #fd8f8419
+# %% ../../nbs/2_model/mlp_kernel.ipynb #df45064f
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gpu_kernels import as_kernel, kernel_missing, relative, trial
+from .gpu_kernels import as_kernel, interprets, kernel_missing, relative, trial
 from .mlp import leaky_relu2
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #5caa8701
+# %% ../../nbs/2_model/mlp_kernel.ipynb #4e71b31e
 def packed_signs(
     z_NH:Tensor, # hidden pre-activations
 )->Tensor:       # [N, ceil(H / 8)] uint8; bit j of byte i is set where z[8 i + j] < 0
@@ -35,10 +35,10 @@ def slope_of(
     steep_NH = 2 * a_NH.sqrt()
     return torch.where(below, -slope * steep_NH, steep_NH)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #9ac7e5ab
+# %% ../../nbs/2_model/mlp_kernel.ipynb #0ecc1edb
 tl = None # `triton.language`, once a kernel was made
 
-def _up_kernel(x_ptr, w_ptr, a_ptr, sign_ptr, N, H, D, leak, BN, BH, BD):
+def _up_kernel(x_ptr, w_ptr, a_ptr, sign_ptr, N, H, D, leak, BN, BH, BD, WIDE):
     "A tile of x W^T, bent and squared, and its signs; leak is the slope squared"
     pid, across = tl.program_id(0), tl.cdiv(H, BH)
     row = ((pid // across) * BN + tl.arange(0, BN)).to(tl.int64)[:, None]
@@ -48,6 +48,7 @@ def _up_kernel(x_ptr, w_ptr, a_ptr, sign_ptr, N, H, D, leak, BN, BH, BD):
         inner = start + tl.arange(0, BD)
         x = tl.load(x_ptr + row * D + inner[None, :], mask=(row < N) & (inner < D)[None, :], other=0.0)
         w = tl.load(w_ptr + col * D + inner[:, None], mask=(col < H) & (inner < D)[:, None], other=0.0)
+        if WIDE: x, w = x.to(tl.float32), w.to(tl.float32)
         z = tl.dot(x, w, z, input_precision="ieee")
     a = z * tl.where(z < 0, leak * z, z)
     tl.store(a_ptr + row * H + col, a.to(a_ptr.dtype.element_ty), mask=(row < N) & (col < H))
@@ -56,8 +57,8 @@ def _up_kernel(x_ptr, w_ptr, a_ptr, sign_ptr, N, H, D, leak, BN, BH, BD):
     per_row = tl.cdiv(H, 8)
     tl.store(sign_ptr + row * per_row + byte, tl.sum(bits, 2).to(tl.uint8), mask=(row < N) & (byte < per_row))
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #78aa3359
-def _gradient_kernel(g_ptr, w_ptr, a_ptr, sign_ptr, dz_ptr, N, H, D, slope, BN, BH, BD):
+# %% ../../nbs/2_model/mlp_kernel.ipynb #3b02081a
+def _gradient_kernel(g_ptr, w_ptr, a_ptr, sign_ptr, dz_ptr, N, H, D, slope, BN, BH, BD, WIDE):
     "A tile of g W, times the slope of the nonlinearity"
     pid, across = tl.program_id(0), tl.cdiv(H, BH)
     row = ((pid // across) * BN + tl.arange(0, BN)).to(tl.int64)[:, None]
@@ -67,6 +68,7 @@ def _gradient_kernel(g_ptr, w_ptr, a_ptr, sign_ptr, dz_ptr, N, H, D, slope, BN, 
         inner = start + tl.arange(0, BD)
         g = tl.load(g_ptr + row * D + inner[None, :], mask=(row < N) & (inner < D)[None, :], other=0.0)
         w = tl.load(w_ptr + inner[:, None] * H + col, mask=(col < H) & (inner < D)[:, None], other=0.0)
+        if WIDE: g, w = g.to(tl.float32), w.to(tl.float32)
         da = tl.dot(g, w, da, input_precision="ieee")
     byte = ((pid % across) * (BH // 8) + tl.arange(0, BH // 8))[None, :]
     per_row = tl.cdiv(H, 8)
@@ -78,13 +80,13 @@ def _gradient_kernel(g_ptr, w_ptr, a_ptr, sign_ptr, dz_ptr, N, H, D, slope, BN, 
     dz = da * 2 * tl.sqrt(a) * tl.where(below, -slope, 1.0)
     tl.store(dz_ptr + row * H + col, dz.to(dz_ptr.dtype.element_ty), mask=there)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #abf316b0
+# %% ../../nbs/2_model/mlp_kernel.ipynb #f460c12b
 @lru_cache
 def _kernels():
     "Both as Triton has them"
     return as_kernel(_up_kernel), as_kernel(_gradient_kernel)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #1e341309
+# %% ../../nbs/2_model/mlp_kernel.ipynb #9afe5550
 TILE = dict(BN=128, BH=128, BD=64) # tokens, hidden units, inner axis
 WARPS = 8                          # of a program
 STAGES = 3                         # stretches of the inner axis on their way
@@ -93,7 +95,8 @@ def _launch(kernel, N:int, H:int, *given)->None:
     "Start a kernel on all its tiles"
     import triton
     tiles = triton.cdiv(N, TILE["BN"]) * triton.cdiv(H, TILE["BH"])
-    sizes = {name: tl.constexpr(size) for name, size in TILE.items()}
+    constants = TILE | dict(WIDE=interprets(kernel))
+    sizes = {name: tl.constexpr(value) for name, value in constants.items()}
     kernel[(tiles,)](*given, **sizes, num_warps=WARPS, num_stages=STAGES)
 
 def up_by_triton(
@@ -126,7 +129,7 @@ def _hidden_like(x_ND:Tensor, H:int)->tuple[Tensor, Tensor]:
     "Memory for activations and signs"
     return x_ND.new_empty(len(x_ND), H), x_ND.new_empty(len(x_ND), -(-H // 8), dtype=torch.uint8)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #dfd1fa08
+# %% ../../nbs/2_model/mlp_kernel.ipynb #f8758a01
 _FORWARD = "(Tensor x, Tensor up, Tensor down, float slope) -> (Tensor, Tensor, Tensor)"
 _BACKWARD = "(Tensor g, Tensor down, Tensor a, Tensor signs, float slope) -> Tensor"
 
@@ -152,7 +155,7 @@ def _hidden_gradient(g_ND:Tensor, down_DH:Tensor, a_NH:Tensor, signs:Tensor, slo
 @_hidden_gradient.register_fake
 def _(g_ND, down_DH, a_NH, signs, slope): return torch.empty_like(a_NH)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #10f78ce9
+# %% ../../nbs/2_model/mlp_kernel.ipynb #25e0aeaf
 def _keep_hidden(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.slope = inputs[3]
@@ -167,7 +170,7 @@ def _mlp_gradients(ctx, g_ND, *_):
 
 _leaky_mlp.register_autograd(_mlp_gradients, setup_context=_keep_hidden)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #a87ce3f1
+# %% ../../nbs/2_model/mlp_kernel.ipynb #3c91ba47
 def leaky_mlp(
     x_BTD:Tensor,   # what the MLP reads
     up_HD:Tensor,   # the same dtype
@@ -177,7 +180,7 @@ def leaky_mlp(
     "Up, LeakyReLU squared, down"
     return _leaky_mlp(x_BTD.flatten(0, -2), up_HD, down_DH, slope)[0].view(x_BTD.shape)
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #37ea5c12
+# %% ../../nbs/2_model/mlp_kernel.ipynb #6f51c506
 def mlp_kernels(
     x_ND:Tensor,
     up_HD:Tensor,
@@ -203,7 +206,7 @@ def mlp_gradient_kernels(
     numbers = g_ND.numel() + down_DH.numel() + 2 * a_NH.numel()
     return [(numbers * g_ND.element_size() + signs.numel(), 2.0 * g_ND.numel() * a_NH.shape[1])]
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #d280cada
+# %% ../../nbs/2_model/mlp_kernel.ipynb #eedb0ff8
 @trial("MLP kernel")
 def _trial()->float:
     "Its relative error on a tiny MLP"
@@ -216,8 +219,9 @@ def _trial()->float:
     right_dz = (half[0].float() @ half[2].float()) * 2 * z * torch.where(z < 0, 0.25, 1.0)
     return relative([y, dz], [leaky_relu2(z) @ half[2].float().T, right_dz])
 
-# %% ../../nbs/2_model/mlp_kernel.ipynb #20f3fae5
-SLOPES = {"leaky_relu2": lambda slope: slope, "relu2": lambda slope: 0.0} # nonlinearity -> its slope below zero
+# %% ../../nbs/2_model/mlp_kernel.ipynb #5bc8cde9
+# nonlinearity -> its slope below zero
+SLOPES = {"leaky_relu2": lambda slope: slope, "relu2": lambda slope: 0.0}
 
 def mlp_kernel_serves(
     nonlinearity:str, # a key of ACTIVATIONS

@@ -6,16 +6,15 @@
 __all__ = ['LEAST', 'TOKENS', 'directions', 'exclude_by_formula', 'gradients_by_formula', 'exclude_by_triton',
            'gradients_by_triton', 'exclude_as_one', 'xsa_kernels', 'xsa_backward_kernels', 'xsa_kernel_serves']
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #3ccf5af4
+# %% ../../nbs/2_model/xsa_kernel.ipynb #e4382895
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .gpu_kernels import as_kernel, kernel_missing, relative, trial
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #7c8221e5
+# %% ../../nbs/2_model/xsa_kernel.ipynb #1452ac16
 LEAST = 1e-12 # a shorter value has no direction: as in `F.normalize`
 
 def directions(
@@ -46,7 +45,7 @@ def gradients_by_formula(
     dv = (push - (push * u).sum(-1, keepdim=True) * u) / size
     return g_NGRK - g_along * u, dv[:, :, 0]
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #b9bb6a64
+# %% ../../nbs/2_model/xsa_kernel.ipynb #902b9651
 tl = None # `triton.language`, once a kernel was made
 
 def _forward_kernel(y_ptr, v_ptr, z_ptr, N, v_row, v_head, H, K, least, R, BN, BK):
@@ -64,7 +63,7 @@ def _forward_kernel(y_ptr, v_ptr, z_ptr, N, v_row, v_head, H, K, least, R, BN, B
         z = y - tl.sum(y * u, 1)[:, None] * u
         tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=there)
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #ae1eed66
+# %% ../../nbs/2_model/xsa_kernel.ipynb #e0600d35
 def _backward_kernel(g_ptr, y_ptr, v_ptr, dy_ptr, dv_ptr, N, v_row, v_head, H, G, K, least, R, BN, BK):
     "Some tokens, one kv head"
     n = (tl.program_id(0) * BN + tl.arange(0, BN)).to(tl.int64)[:, None]
@@ -90,7 +89,7 @@ def _kernels():
     "Both as Triton has them"
     return as_kernel(_forward_kernel), as_kernel(_backward_kernel)
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #7065885b
+# %% ../../nbs/2_model/xsa_kernel.ipynb #6229f976
 TOKENS = 32 # of a program
 
 def _sizes(y_NHK:Tensor, v_NGK:Tensor)->tuple: # grid, constants
@@ -125,7 +124,7 @@ def gradients_by_triton(
     backward[grid](g_NHK, y_NHK, v_NGK, dy_NHK, dv_NGK, *how, **constants, num_warps=4)
     return dy_NHK, dv_NGK
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #04f709ec
+# %% ../../nbs/2_model/xsa_kernel.ipynb #15a3a549
 @torch.library.custom_op("pgolf::exclude_self", mutates_args=(), schema="(Tensor y, Tensor v) -> Tensor")
 def _exclude(y_NHK:Tensor, v_NGK:Tensor)->Tensor:
     "Outputs of heads without the part along the own value"
@@ -140,7 +139,8 @@ _BACKWARD = "(Tensor g, Tensor y, Tensor v) -> (Tensor, Tensor)"
 @torch.library.custom_op("pgolf::exclude_self_backward", mutates_args=(), schema=_BACKWARD)
 def _exclude_backward(g_NHK:Tensor, y_NHK:Tensor, v_NGK:Tensor)->tuple[Tensor, Tensor]:
     "Gradients of outputs and values"
-    if g_NHK.is_cuda: return gradients_by_triton(g_NHK.contiguous(), y_NHK.contiguous(), _side_by_side(v_NGK))
+    if g_NHK.is_cuda:
+        return gradients_by_triton(g_NHK.contiguous(), y_NHK.contiguous(), _side_by_side(v_NGK))
     groups = lambda t: t.unflatten(1, (v_NGK.shape[1], -1))
     dy, dv = gradients_by_formula(groups(g_NHK), groups(y_NHK), v_NGK)
     return dy.flatten(1, 2), dv
@@ -153,7 +153,7 @@ def _side_by_side(t:Tensor)->Tensor: return t if t.stride(-1) == 1 else t.contig
 _exclude.register_autograd(lambda ctx, g_NHK: _exclude_backward(g_NHK, *ctx.saved_tensors),
                            setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #29cd7c7b
+# %% ../../nbs/2_model/xsa_kernel.ipynb #f1625cfe
 def exclude_as_one(
     y_BTHK:Tensor, # output of attention
     v_BTGK:Tensor, # the values attended to, G divides H; the same dtype
@@ -161,7 +161,7 @@ def exclude_as_one(
     "XSA as one operation"
     return _exclude(y_BTHK.flatten(0, 1), v_BTGK.flatten(0, 1)).view(y_BTHK.shape)
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #116dce81
+# %% ../../nbs/2_model/xsa_kernel.ipynb #616d4a66
 def xsa_kernels(y_NHK:Tensor, v_NGK:Tensor)->list[tuple[float, float]]: # bytes and FLOPs
     "The forward kernel reads outputs and values and writes outputs"
     return [(float((2 * y_NHK.numel() + v_NGK.numel()) * y_NHK.element_size()), 0.0)]
@@ -174,7 +174,7 @@ def xsa_backward_kernels(
     "The backward kernel reads gradient, outputs and values and writes two gradients"
     return [(float((3 * y_NHK.numel() + 2 * v_NGK.numel()) * y_NHK.element_size()), 0.0)]
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #0bacfdad
+# %% ../../nbs/2_model/xsa_kernel.ipynb #7f9740b0
 @trial("XSA kernel")
 def _trial()->float:
     "Its relative error on a few tokens"
@@ -186,7 +186,7 @@ def _trial()->float:
     half = [t.bfloat16() for t in (y, v, dz)]
     return relative([_exclude(*half[:2]), *_exclude_backward(half[2], *half[:2])], right)
 
-# %% ../../nbs/2_model/xsa_kernel.ipynb #2d754ff8
+# %% ../../nbs/2_model/xsa_kernel.ipynb #f2c53aa9
 def xsa_kernel_serves(
     device:str, # "cpu" or "cuda"
 )->bool:

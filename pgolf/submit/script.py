@@ -56,6 +56,13 @@ def script_text(
     return f"{about}{hook}\nSOURCES = {{}}\n{shelves}{tail}"
 
 # %% ../../nbs/8_submit/script.ipynb #5a5d49a3
+def _constants(text:str)->list[str]:
+    "Constants of the Triton kernels of a module: arguments in capitals, of functions that take pointers"
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+    names = ([argument.arg for argument in function.args.args] for function in functions)
+    kernels = (own for own in names if any(name.endswith("_ptr") for name in own))
+    return sorted({name for own in kernels for name in own if name.isupper()})
+
 @lru_cache(maxsize=512)
 def minified(
     text:str, # a module
@@ -65,7 +72,7 @@ def minified(
         remove_variable_annotations=True, remove_return_annotations=True, remove_argument_annotations=True,
         remove_class_attribute_annotations=False)
     return python_minifier.minify(text, remove_annotations=keep, remove_literal_statements=True,
-                                  rename_globals=False, rename_locals=True)
+                                  rename_globals=False, rename_locals=True, preserve_locals=_constants(text))
 
 # %% ../../nbs/8_submit/script.ipynb #ed0acf45
 _FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}]
