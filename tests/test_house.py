@@ -215,6 +215,43 @@ def test_notebook_opens_with_title_and_promise(path):
     assert path.stat().st_size < 700_000, "keep pictures at dpi 72-100 and tables short"
 
 
+def is_rule_page(path):
+    "Does a notebook export a rule of the referee?"
+    return any(re.match(r"#\|\s*export", c["source"]) and "@rule(" in c["source"] for c in cells(path))
+
+
+def missing_parts(page):
+    "What the page of a rule lacks: its cells go in, names of parts come out"
+    texts = [c["source"] for c in page if c["cell_type"] == "markdown"]
+    code = [c["source"] for c in page if c["cell_type"] == "code" and not c["source"].startswith("#| export")]
+    headings = [line for text in texts for line in text.splitlines() if line.startswith("#")]
+    there = {
+        "a formula": any("$" in text for text in texts),
+        "a heading '## Slowly'": any(line.startswith("## Slowly") for line in headings),
+        "a figure": any(re.search(r"\bPicture\(|\bplt\.(subplots|show)\(", source) for source in code),
+        "a heading '## The rule' or '## The rules'": any(line.startswith("## The rule") for line in headings),
+        "a heading with 'cheat'": any("cheat" in line for line in headings),
+        "a heading '## An honest oddity'": any(line.startswith("## An honest oddity") for line in headings)}
+    return [part for part, found in there.items() if not found]
+
+
+RULE_PAGES = [p for p in COMPONENTS if p.parent.name == "9_referee" and is_rule_page(p)]
+
+
+@pytest.mark.parametrize("path", RULE_PAGES, ids=dotted)
+def test_the_page_of_a_rule_is_complete(path):
+    missing = missing_parts(cells(path))
+    assert not missing, f"{path.relative_to(ROOT)} lacks {', '.join(missing)}"
+
+
+def test_every_rule_of_the_report_has_a_page_and_an_empty_page_lacks_each_part():
+    from pgolf.referee.rules import RULES
+    exported = "\n".join(c["source"] for p in RULE_PAGES for c in cells(p))
+    assert [name for name in RULES if f'@rule("{name}"' not in exported] == []
+    headed = {"cell_type": "markdown", "source": "## Slowly\n## The rule\n## Its cheat\n## An honest oddity\n$x$"}
+    assert len(missing_parts([])) == 6 and missing_parts([headed]) == ["a figure"]
+
+
 @pytest.mark.parametrize("path", RUNS, ids=dotted)
 def test_run_notebook_is_clean_and_has_parameters(path):
     assert [c for c in cells(path) if c.get("outputs")] == []
