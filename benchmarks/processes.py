@@ -23,11 +23,14 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--names", nargs="+", default=NAMES)
     a = p.parse_args()
-    out = {"machine": f"{processor()}, {os.cpu_count()} cores", "rounds": a.rounds, "recipes": {}}
+    out = {"machine": f"{processor()}, {os.cpu_count()} cores", "rounds": a.rounds, "recipes": {}, "whole": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in a.names:
             recipe = get(name, "cpu")
             dataset = prepare_data(recipe, root=Path(folder), progress=False)
+            if cuts_here(recipe) == [1]:
+                out["whole"].append(name)
+                continue
             one, several = cuts_here(recipe)
             found = [{n: step_seconds(recipe, dataset, n) for n in (one, several)} for _ in range(a.rounds)]
             ratios = [round(row[several] / row[one], 3) for row in found]

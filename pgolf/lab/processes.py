@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRIED_STEPS', 'FIRST', 'cuts_here', 'step_seconds', 'fastest_nproc']
 
-# %% ../../nbs/7_lab/processes.ipynb #71570384
+# %% ../../nbs/7_lab/processes.ipynb #6722e64c
 import os
 import tempfile
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..recipes.run import Run, begin
 from ..text.dataset import Dataset
 from ..train.config import micro_batches
 
-# %% ../../nbs/7_lab/processes.ipynb #f920dd6b
+# %% ../../nbs/7_lab/processes.ipynb #3242dc65
 def cuts_here(
     recipe:Recipe,
 )->list[int]: # numbers of processes, 1 first
@@ -31,7 +31,7 @@ def cuts_here(
     except ConfigError: return [1]
     return sorted({1, cores})
 
-# %% ../../nbs/7_lab/processes.ipynb #9467ec2c
+# %% ../../nbs/7_lab/processes.ipynb #7ed8ab60
 TRIED_STEPS, FIRST = 10, 4 # steps of a trial, and those of them that are not counted
 
 def step_seconds(
