@@ -47,7 +47,7 @@ def _gather_steps(
     octave:int,       # of `Codes`
     shared:dict,      # as above
     seen:dict,        # name -> levels [L, R] of the steps sent before; gets these
-)->tuple[list, str]:  # weights of the prediction, none where the steps travel as fp16; name of the steps in it
+)->tuple[list, str]:  # numbers of the prediction, none where the steps travel as fp16; name of steps in it
     "What the prediction of some steps leaves, or fp16 where they are not on octaves"
     levels = octave_level(steps.cpu(), octave).numpy() if octave else None
     sent = send_alike(codes, levels, octave, seen) if octave else None
