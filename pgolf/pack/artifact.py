@@ -68,7 +68,7 @@ def _gather_scales(
 )->dict:          # as above
     "The scales of a tensor, and the steps of its columns: another's, or as those of the matrix on its side"
     q = value.codes.cpu().numpy()
-    weights, like = _gather_steps(f"{name} rows", value.scale, q, value.octave, shared, seen)
+    weights, like = _gather_steps(f"{name} scales", value.scale, q, value.octave, shared, seen)
     row = {"octave": value.octave, "scales_by": weights} if weights else {}
     if like: row["scales_like"] = like
     if value.columns is None: return row

@@ -185,7 +185,7 @@ def _small_scales(
     read = cursor.layers(layered(shape)[1])
     levels = read_levels(codes, weights, read, n, like)
     if levels is None: raise ArtifactError(f"{where}: a predicted scale is beyond fp16")
-    cursor.levels[f"{d['name']} {'rows' if what == 'scales' else what}"] = levels
+    cursor.levels[f"{d['name']} {what}"] = levels
     return octave_scales(n)[levels].reshape(shape)
 
 def _steps_alike(cursor:Cursor, d:dict, key:str, shape:tuple)->np.ndarray|None: # [L, R]
