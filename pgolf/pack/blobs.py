@@ -104,13 +104,12 @@ class SmallRun:
 
     def part(self, width:int): # a function: eighths of a layer's predictions, or None -> int8 [width]
         "A reader of the layers of the next part"
-        layers, lean = [], []
+        blob, layers, lean = self.blob, [], []
         self.parts.append((width, layers, lean))
         self.layers.begin(width)
         def read(eighths):
             self.left -= width
-            name = self.blob.name
-            if self.left < 0: raise ArtifactError(f"blob {name!r} has fewer numbers than its tensors")
+            if self.left < 0: raise ArtifactError(f"blob {blob.name!r} has fewer numbers than its tensors")
             layers.append(self.layers.read(width, eighths))
             lean.append(eighths)
             return layers[-1]
@@ -119,7 +118,7 @@ class SmallRun:
 # %% ../../nbs/4_pack/blobs.ipynb #f28adaea
 def parts_of(run:SmallRun)->list: # as `Coder.encode_layers` takes them
     "The parts of a run, when all of it was read"
-    numbers = lambda width, layers: np.array(layers, np.int8).reshape(-1, width)
+    numbers = lambda width, layers: np.array(layers, np.int8).reshape(len(layers), width)
     eighths = lambda lean: np.array(lean) if lean and lean[0] is not None else None
     return [(numbers(width, layers), eighths(lean)) for width, layers, lean in run.parts]
 
