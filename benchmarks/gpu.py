@@ -13,14 +13,18 @@ import os
 import platform
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 
+from pgolf.model import gpu_kernels, mlp_kernel, xsa_kernel
 from pgolf.model.attention import ATTENTION_BACKENDS, attend, backend_missing
 from pgolf.model.gpt import GPT
+from pgolf.model.mlp import leaky_relu2
+from pgolf.model.xsa import exclude_self
 from pgolf.pack.quantize import calibrate
 from pgolf.recipes.phases import prepare_data
 from pgolf.recipes.recipes import get
@@ -106,11 +110,43 @@ def loss_agrees(device, small):
                   "within": max(out.values()) < (1e-5 if device == "cpu" else 2e-2)}
 
 
+def without_kernels():
+    "A block in which no kernel of our own serves and products stay apart"
+    stack = ExitStack()
+    stack.enter_context(patch.object(loss_room, "loss_kernel_missing", lambda *question: "switched off"))
+    stack.enter_context(patch.object(gpu_kernels, "_missing", lambda *question: "switched off"))
+    stack.enter_context(patch.object(gpu_kernels, "FUSING", frozenset()))
+    return stack
+
+
+def kernels_agree(device, small):
+    "MLP and XSA as one operation against the plain ones in float64, values and gradients; seconds of both, forward and backward"
+    N, D, H = (33, 64, 192) if small else (98_304, 512, 1536)
+    dtype, g = torch.float32 if device == "cpu" else torch.bfloat16, torch.Generator().manual_seed(0)
+    drawn = lambda *shape: torch.randn(*shape, generator=g).to(device, dtype).requires_grad_()
+    plain_mlp = lambda x, up, down: leaky_relu2(x @ up.T) @ down.T
+    cases = {
+        "MLP kernel": ([drawn(1, N, D), drawn(H, D), drawn(D, H)], plain_mlp, lambda *given: mlp_kernel.leaky_mlp(*given, 0.5)),
+        "XSA kernel": ([drawn(1, N, 8, 64), drawn(1, N, 4, 64)], exclude_self, xsa_kernel.exclude_as_one)}
+    out = {}
+    for name, (given, plain, ours) in cases.items():
+        with without_kernels(): # XSA in its room asks for its kernel
+            half = given if small else [t[:, :4096] if t.dim() > 2 else t for t in given]
+            exact = [t.detach().double().requires_grad_() for t in half]
+            right = plain(*exact)
+            pairs = [(right, ours(*half)), *zip(torch.autograd.grad(right.sum(), exact), torch.autograd.grad(ours(*half).sum(), half))]
+            both = lambda f: torch.autograd.grad(f(*given).sum(), given)
+            compiled = plain if small else torch.compile(plain)
+            seconds = {way: seconds_of(lambda: both(f), 5, device) for way, f in (("plain", compiled), ("kernel", ours))}
+        off = max(((b.double() - a).norm() / a.norm()).item() for a, b in pairs)
+        out[name] = {"off": off, "served": gpu_kernels.kernel_missing(name, device) or "taken", "seconds": seconds}
+    return out | {"within": all(found["off"] < (1e-5 if device == "cpu" else 2e-2) for found in out.values())}
+
+
 def steps(name, device, small, compiled, kernels=True):
     "Milliseconds of a micro-batch with its optimizer step, recurrence off and on; memory and graphs"
     if not kernels:
-        with patch.object(loss_room, "loss_kernel_missing", lambda *question: "switched off"):
-            return steps(name, device, small, compiled)
+        with without_kernels(): return steps(name, device, small, compiled)
     r = get(name, "smoke" if small else "full")
     cfg = r.train.replace(compile=compiled, warmup_steps=0, max_seconds=0., reserve_seconds=0.)
     data = SimpleNamespace(train=(), vocab=r.model.vocab)
@@ -214,6 +250,7 @@ def stages(device, small, left):
     names = ("best", "pr1536") if small else NAMES
     yield "backends agree", lambda: backends_agree(device, small)
     yield "loss agrees", lambda: loss_agrees(device, small)
+    yield "kernels agree", lambda: kernels_agree(device, small)
     for name in names:
         yield f"steps {name} eager", lambda: steps(name, device, small, False)
         if not small: yield f"steps {name} compiled", lambda: steps(name, device, small, True)

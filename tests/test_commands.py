@@ -126,7 +126,8 @@ def bare(root, tmp_path_factory):
 
 @pytest.mark.parametrize("line, says", [
     ("pgolf_data sp1024 --root-prefix datasets --shards 0", "--shards 0: ask for 1"), ("pgolf_data sp1024 --root_prefix=datasets --shards 0", "--shards 0: ask for 1"),
-    ("pgolf_train tiny --other-code --nproc 0", "nproc must be at least 1"), ("pgolf_score nowhere --any-work --nproc 0", "--nproc must be at least 1"),
+    ("pgolf_train tiny --other-code --nproc -1", "nproc must be at least 0"), ("pgolf_score nowhere --any-work --nproc -1", "--nproc must be at least 0"),
+    ("pgolf_train tiny --nproc 0 --dry", "say how many GPUs"),
     ("pgolf_submit run --github-id me", "name the folder to make"), ("pgolf_sample nowhere --top-p 0.5", "nowhere does not exist"),
     ("pgolf_train tiny --no-such", "unrecognized arguments: --no-such")])
 def test_an_option_of_two_words_may_be_typed_with_a_hyphen(typed, line, says):
@@ -175,7 +176,7 @@ def test_a_script_beside_a_clone_called_pgolf_starts_processes(root, tmp_path):
 @pytest.mark.parametrize("words, said", [
     (["--set", "dim=8 dim=16"], "dim stands 2 times"), (["--set", '{"dim": 8, "dim": 16}'], "dim stands 2 times"),
     (["--set", '{"dim":'], "as JSON"), (["--set", '{"a":' * 100_000], "as JSON"), (["--set", "[" * 200_000], "write name=value"), (["--set", "layers=" + "-" * 100_000 + "1"], "layers is '---"), (["--seed", str(2**70)], "seed must be from"),
-    (["--set", "dim=1000000000"], "dim is 1000000000"), (["--nproc", "0"], "nproc must be at least 1"),
+    (["--set", "dim=1000000000"], "dim is 1000000000"), (["--nproc", "-1"], "nproc must be at least 0"),
     (["--steps", "-1"], "steps must be at least 0"), (["--data", "nowhere"], "nowhere"), (["--out", "/proc/x"], "/proc/x cannot be made"),
     (["--set", "calibration=1000000000"], "tokens of calibration (calibration=1000000000"),
     (["--set", "dim=100000 heads=100 kv_heads=100"], "an artifact holds at most 268,435,456"), (["--slurm", "cluster=lsf"], "must be slurm or local")])

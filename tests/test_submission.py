@@ -280,9 +280,10 @@ def test_a_run_under_a_clock_is_proven_from_its_weights(run_of, words, tmp_path)
 ON_RANKS = """import sys
 from pgolf import recipes
 from pgolf.text.dataset import open_dataset
-from pgolf.train.ranks import joined_ranks
+from pgolf.train.ranks import joined_ranks, leave
 with joined_ranks("cpu") as (_, device):
     recipes.run_recipe(recipes.get("pr1536", scale="smoke"), sys.argv[1], open_dataset(sys.argv[2]), progress=False, device=device)
+leave(0)
 """
 
 

@@ -33,7 +33,7 @@ from pgolf.train.schedule import budget_used, lr_frac, lr_iters, lr_multiplier
 from pgolf.train.stopping import TrainError, TrainStopped
 from pgolf.train.train import train
 from pgolf.train.trainer import Trainer, train_step
-from train_tools import QUICK, RECIPES, TINY, all_ended, environment, recipe, run_python, run_ranks, toy_dataset, travelling, write_recipe
+from train_tools import QUICK, RECIPES, TINY, environment, recipe, run_python, run_ranks, toy_dataset, travelling, write_recipe
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ def test_one_two_and_four_ranks_make_the_same_curves(tmp_path):
     for world in (2, 4): shutil.copytree(tmp_path / "begun", tmp_path / str(world) / "travelling")
     for world in (1, 2, 4):
         p = run_ranks(world, worker, tmp_path / str(world), tmp_path / f"data{world}")
-        assert all_ended(p), p.stderr[-3000:]
+        assert p.returncode == 0, p.stderr[-3000:]
         assert read_log(tmp_path / str(world) / "timed" / "train.jsonl")[-1]["reason"] == "seconds"
     one = steps_of(tmp_path / "1" / "travelling")
     for world in (2, 4):

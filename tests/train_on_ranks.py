@@ -3,7 +3,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pgolf.train.ranks import joined_ranks
+from pgolf.train.ranks import joined_ranks, leave
 from pgolf.train.train import train
 from train_tools import RECIPES, TINY, TIMED, recipe, toy_dataset, travelling
 
@@ -13,3 +13,4 @@ with joined_ranks("cpu") as (ranks, device):
     train(TINY, TIMED, dataset, out / "timed", device=device, progress=False)
     train(TINY, travelling(), dataset, out / "travelling", device=device, progress=False)
     for name in RECIPES: train(*recipe(name, ranks.world), dataset, out / name, device=device, progress=False)
+leave(0)

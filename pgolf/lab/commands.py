@@ -181,7 +181,7 @@ def pgolf_train(
     set:str="",            # fields to change, e.g. "layers=4 dim=256"
     data:str="",           # dataset folder or folder of text; empty = the embedded corpus
     out:str="",            # run folder; empty = out/RECIPE-seedSEED, with what is changed in its name
-    nproc:int=1,           # processes on this machine, one per GPU
+    nproc:int=1,           # processes on this machine, one per GPU; 0 = what is fastest here, tried first
     other_code:bool=False, # go on with half a run that other code has begun
     slurm:str="",          # send it as a job: options of submitit, e.g. "slurm_partition=gpu timeout_min=60"
     print_recipe:bool=False, # only print the whole recipe as JSON, to start a file of one's own from
@@ -196,6 +196,9 @@ def pgolf_train(
         changes = parse_overrides(set)
         asked = dict(recipe=recipe, scale=scale, seed=seed, steps=steps, nproc=nproc, overrides=changes)
         check_run({**DEFAULTS, **asked}) # a slip is told before torch is loaded
+        if nproc == 0 and (dry or slurm):
+            raise ConfigError("--nproc 0 tries this machine: with --dry or --slurm say how many GPUs, "
+                              "e.g. --nproc 8")
         if not recipe:
             raise ConfigError(f"name a recipe ({', '.join(recipe_names())}), or a file of your own")
         from_file = is_recipe_file(recipe)
@@ -237,8 +240,8 @@ def data_of(folder:Path, own:str, asked:str)->str:
 # %% ../../nbs/7_lab/commands.ipynb #a2cae540
 def score_folder(folder:Path, data:str, nproc:int, any_work:bool)->Table:
     "Score a run folder, on several processes where asked"
-    if nproc < 1:
-        raise ConfigError(f"--nproc must be at least 1, not {nproc}")
+    if nproc < 0:
+        raise ConfigError(f"--nproc must be at least 0, not {nproc}")
     if not (folder/"recipe.json").is_file():
         raise ConfigError(f"{folder/'recipe.json'} does not exist: {folder} is no run folder")
     from pgolf.lab.conduct import conduct, finish
@@ -261,7 +264,7 @@ def score_folder(folder:Path, data:str, nproc:int, any_work:bool)->Table:
 def pgolf_score(
     subject:Path, # run folder, or a .pgolf file
     data:str="",  # dataset folder; empty = the one that the run was trained on
-    nproc:int=1,  # processes on this machine, one per GPU
+    nproc:int=1,  # processes on this machine, one per GPU; 0 = as it was trained
     any_work:bool=False, # however much the artifact asks for
     version:VERSION=__version__, # printed by --version
 ):

@@ -135,7 +135,7 @@ def check_run(
     asked:Mapping, # parameters of one run
 )->None:
     "Refusal for numbers out of range and for changes that belong to a parameter"
-    for name, least in dict(nproc=1, steps=0, minutes=0).items():
+    for name, least in dict(nproc=0, steps=0, minutes=0).items():
         if asked.get(name, least) < least:
             raise Refusal(f"parameter {name} must be at least {least}, not {asked[name]}")
     if not -SEEDS <= asked.get("seed", 0) < SEEDS:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TRIALS', 'MOST_OFF', 'FUSING', 'as_kernel', 'interprets', 'trial', 'kernel_missing', 'fuses', 'relative']
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #395e3091
+# %% ../../nbs/2_model/gpu_kernels.ipynb #38e850cd
 import logging
 from collections.abc import Callable
 from functools import lru_cache
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #c9f1c78f
+# %% ../../nbs/2_model/gpu_kernels.ipynb #3f0914f1
 def as_kernel(
     function:Callable, # written in Triton's language; its module has a global `tl`
 ):
@@ -20,14 +20,14 @@ def as_kernel(
     function.__globals__["tl"] = triton.language
     return triton.jit(function)
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #2e7ecf63
+# %% ../../nbs/2_model/gpu_kernels.ipynb #dbc11ded
 def interprets(
     kernel, # from `as_kernel`
 )->bool:
     "Whether the interpreter runs a kernel"
     return type(kernel).__name__ == "InterpretedFunction"
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #312d2c2f
+# %% ../../nbs/2_model/gpu_kernels.ipynb #0a2fbac0
 TRIALS = {}   # kernel -> a tiny call on the GPU that returns its relative error against the formula
 MOST_OFF = 2e-2 # relative error that bf16 explains
 
@@ -38,7 +38,7 @@ def trial(name:str)->Callable: # decorator
         return call
     return register
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #9fce5652
+# %% ../../nbs/2_model/gpu_kernels.ipynb #3ea64867
 def _tried(name:str)->str: # what went wrong; "" = it works
     "Make the trial of a kernel"
     try: off = TRIALS[name]()
@@ -62,7 +62,7 @@ def kernel_missing(
 
 kernel_missing._dynamo_marked_constant = True
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #2064da69
+# %% ../../nbs/2_model/gpu_kernels.ipynb #a4a7e7bb
 FUSING = frozenset({"cuda"}) # devices
 
 def fuses(
@@ -71,7 +71,7 @@ def fuses(
     "Whether a model on this device joins products and takes kernels of our own"
     return device in FUSING
 
-# %% ../../nbs/2_model/gpu_kernels.ipynb #e97a9031
+# %% ../../nbs/2_model/gpu_kernels.ipynb #99ffbdf6
 def relative(
     found, # tensors
     right, # the same as the formula has them

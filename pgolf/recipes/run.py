@@ -28,7 +28,7 @@ from ..pack.reading import MAX_WEIGHTS
 from .recipe import Recipe
 from ..text.dataset import Dataset, open_dataset
 from ..train.compute import EXACT, Compute, agreed, choose, computing
-from ..train.ranks import current_ranks, joined_ranks
+from ..train.ranks import current_ranks, joined_ranks, leave
 from ..train.run_log import sparse_lines
 from ..train.stopping import TrainError, TrainStopped
 from ..train.train import train
@@ -338,4 +338,4 @@ def run_main(
 
 # %% ../../nbs/6_recipes/run.ipynb #0698abc6
 # A script has a file, a notebook has none
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(run_main())
+if __name__ == "__main__" and "__file__" in globals(): leave(run_main())

@@ -39,7 +39,8 @@ if __name__ == "__main__":
     require({needs!r})
     serve(SOURCES, __file__)
     from pgolf.submit.alone import script_main
-    sys.exit(script_main(RECIPE_JSON, {default!r}, __file__))
+    from pgolf.train.ranks import leave
+    leave(script_main(RECIPE_JSON, {default!r}, __file__))
 """
 
 def script_text(

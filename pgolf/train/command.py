@@ -15,7 +15,7 @@ from ..ground.settings import ConfigError, from_plain
 from ..model.gpt import GPTConfig
 from ..text.dataset import open_dataset
 from .config import TrainConfig
-from .ranks import current_ranks, joined_ranks
+from .ranks import current_ranks, joined_ranks, leave
 from .run_log import sparse_lines
 from .stopping import TrainError, TrainStopped
 from .train import train
@@ -76,4 +76,4 @@ def train_main(
         return 128 + e.signum if stopped else 1
 
 # A script has a file, a notebook has none
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(train_main())
+if __name__ == "__main__" and "__file__" in globals(): leave(train_main())
