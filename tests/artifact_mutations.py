@@ -3,6 +3,8 @@ import copy
 import hashlib
 import zlib
 
+import brotli
+
 from pgolf.pack.container import MAGIC, PREAMBLE, open_header, seal
 
 HOSTILE = [0, 1, -1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**53, 10**30, -10**30, 0.5, -0.0, 1e308, True, False, None, '', 'ans', 'pickle', 'lzma',
@@ -71,8 +73,9 @@ def frame(data, rng):
     _, payload = open_header(data)
     text = [b'[' * 200_000, b'0' * 2**20 + b'0', b'{"blobs":' + b'9' * 9000 + b'}', b'\xff\xfe', b'{}', b'null', b'[1,2', b'{"model":NaN}', rng.bytes(50),
             bytes(4 * 2**20)][rng.integers(10)]
-    body = zlib.compress(text) if rng.random() < 0.9 else text
-    version = 2 if rng.random() < 0.8 else int(rng.integers(2**16))
+    version = int(rng.integers(2, 4)) if rng.random() < 0.8 else int(rng.integers(2**16))
+    squeeze = zlib.compress if version == 2 else lambda text: brotli.compress(text, quality=4, lgwin=int(rng.integers(10, 25)))
+    body = squeeze(text) if rng.random() < 0.9 else text
     length = len(body) if rng.random() < 0.8 else int(rng.integers(2**32))
     rest = body + bytes(payload)
     return PREAMBLE.pack(MAGIC, version, length, hashlib.sha256(rest).digest()) + rest

@@ -24,7 +24,7 @@ from pgolf.model import (GPT, AttentionResiduals, BigramHash, FlowRefiner, GPTCo
 from pgolf.pack.ans import Ans, ans_decode, ans_encode
 from pgolf.pack.artifact import pack, pack_state, write_artifact
 from pgolf.pack.auto import Auto, likely_coders
-from pgolf.pack.blobs import KINDS, Blob, decode_blob, make_blob
+from pgolf.pack.blobs import KINDS, Blob, SmallRun, close_run, decode_blob, make_blob
 from pgolf.pack.budget import fit_budget
 from pgolf.pack.coder import ArtifactError, Coder, coder_of
 from pgolf.pack.container import MAGIC, open_header, read_blobs, seal
@@ -35,17 +35,18 @@ from pgolf.pack.grid import Codes
 from pgolf.pack.hessians import collect_hessians
 from pgolf.pack.ledger import inspect
 from pgolf.pack.levers import drop_bits, stretch_all
+from pgolf.pack.mixing import Mixing
 from pgolf.pack.plan import Plan, Special
 from pgolf.pack.priced import Priced
 from pgolf.pack.quantiser import Quantiser
 from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
-from pgolf.pack.reading import unpack
+from pgolf.pack.reading import small_parts, unpack
 from pgolf.pack.rounding import Rows
 from pgolf.pack.spread import RANKS
 from pgolf.pack.spread_fit import choose_spread, fit_spread
 from pgolf.pack.streams import Brotli, Lzma, Zstd
 
-WORDS = ('ans', 'brotli', 'lzma', 'zstd', 'brotli+planes', 'lzma+planes', 'zstd+planes')
+WORDS = ('ans', 'brotli', 'lzma', 'zstd', 'mixing', 'brotli+planes', 'lzma+planes', 'zstd+planes')
 BYTE_CODERS = {'lzma': Lzma(), 'zstd': Zstd(), 'brotli': Brotli()}
 PLAIN = (UNetSkips(), XSA())
 CONFIGS = dict(
@@ -244,7 +245,7 @@ def test_every_coder_round_trips(word, kind):
     dtype, coder = KINDS[kind], coder_of(word)
     for n in (1, 2, 1000):
         a = (np.random.default_rng(n).normal(size=n) * 20).astype(dtype)
-        a = a.reshape(1, 1, -1) if kind == 'codes' else a
+        a = a.reshape(1, 1, -1) if kind == 'codes' and word != 'mixing' else a
         if not coder.takes(a.dtype, a.shape): continue
         blob, data = make_blob('x', kind, a, coder)
         assert blob.size == len(data) and (decode_blob(data, blob).ravel() == a.ravel()).all()
@@ -315,6 +316,129 @@ def test_a_stream_written_once_is_read_forever():
     "By any version of the libraries, on any machine; three tables, rank-one mean"
     q = (np.arange(2 * 6 * 10).reshape(2, 6, 10) * 7 % 11 - 5).astype(np.int8)
     assert (ans_decode(bytes.fromhex(KNOWN_STREAM), q.shape) == q).all()
+
+
+# ---- small numbers, mixed
+
+def few_parts():
+    gains = (np.arange(3 * 20).reshape(3, 20) * 37 % 29 - 14).astype(np.int8)
+    left = (np.arange(2 * 20).reshape(2, 20) * 7 % 5 - 2).astype(np.int8)
+    return [(gains, None), (left, np.arange(2 * 20).reshape(2, 20) * 3 % 8)]
+
+
+KNOWN_MIXING = (
+    '851db15d99af25b57209f333ba27a9b14d75618ca0d6eda9f52f8163d362af11ed3a38a91740f0123ddca1aa7cd683fcbe9f')
+
+
+def test_a_mixing_stream_written_once_is_read_forever():
+    "On any machine: whole numbers only"
+    parts = few_parts()
+    assert Mixing().encode_layers(parts).hex() == KNOWN_MIXING
+    blob, data = make_blob('small', 'codes', parts, Mixing())
+    assert data.hex() == KNOWN_MIXING and read_parts(data, blob, parts)
+
+
+def read_parts(data, blob, parts):
+    "Are these the parts of a run? ArtifactError where its end is wrong"
+    run, same = SmallRun(data, blob), True
+    for numbers, eighths in parts:
+        read = run.part(numbers.shape[1])
+        for i, layer in enumerate(numbers): same &= bool((read(None if eighths is None else eighths[i]) == layer).all())
+    close_run(run)
+    return same
+
+
+def drawn_parts(data):
+    "Parts of any shape and spread, with and without eighths"
+    parts = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        L, R, spread = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 40), st.sampled_from([0, 0.4, 3, 40, 300])))
+        rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+        numbers = np.rint(rng.normal(0, spread, (L, R))).clip(-128, 127).astype(np.int8)
+        parts.append((numbers, rng.integers(0, 8, (L, R)) if data.draw(st.booleans()) else None))
+    return parts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_mixed_parts_come_back_and_damage_is_refused(data):
+    parts, rng = drawn_parts(data), np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    blob, stream = make_blob('small', 'codes', parts, Mixing())
+    assert blob.coder == 'mixing' and read_parts(stream, blob, parts)
+    flat = np.concatenate([numbers.ravel() for numbers, _ in parts])
+    assert (Mixing().decode(Mixing().encode(flat), flat.shape, np.int8) == flat).all()
+    with pytest.raises(ArtifactError): read_parts(stream + b'x', blob, parts)
+    for mutate in (MUTATIONS['flip'], MUTATIONS['cut'], MUTATIONS['splice']):
+        if not stream: continue # numbers that need no bytes
+        changed = mutate(stream, rng)
+        try: assert read_parts(changed, blob, parts) and changed == stream
+        except ArtifactError: pass
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400), st.integers(1, 300))
+def test_any_bytes_under_mixing_end(raw, count):
+    try: assert Mixing().decode(raw, (count,), np.int8).shape == (count,)
+    except ArtifactError: pass
+
+
+def test_mixing_keeps_its_time_and_is_bounded():
+    rng = np.random.default_rng(0)
+    run = np.rint(rng.normal(0, 2, 10_000)).astype(np.int8)
+    data, took = Mixing().encode(run), []
+    for _ in range(3):
+        t = time.process_time()
+        Mixing().decode(data, run.shape, np.int8)
+        took.append(time.process_time() - t)
+    assert min(took) < 0.5, f"{min(took):.2f} s for 10,000 numbers"
+    blobs = [dict(name=name, kind='codes', coder='mixing', shape=[2**17], size=1, sha256='') for name in 'abc']
+    assert len(read_blobs(dict(blobs=blobs[:2]), memoryview(b'ab'), 2**20)) == 2
+    with pytest.raises(ArtifactError, match="'mixing' is too slow for 393216 numbers"): read_blobs(dict(blobs=blobs), memoryview(b'abc'), 2**20)
+
+
+def test_no_file_gets_larger_by_mixing(priced_file):
+    "The coders of before are still tried, and a plan that wants another coder gets it"
+    parts, coders = small_parts(priced_file), Auto().coders
+    before = make_blob('small', 'codes', parts, Auto(coders=coders[:-1]))[0]
+    assert [c.kind for c in coders[-1:]] == ['mixing'] and make_blob('small', 'codes', parts)[0].size <= before.size
+    model, moments = priced_model()
+    for coder in (Brotli(), Zstd()):
+        data = pack(model, PRICED.replace(coder=coder), moments)
+        assert {b['coder'] for b in inspect(data)['blobs']} <= {coder.kind, coder.kind + '+planes'}
+        assert all(torch.equal(a, b) for a, b in zip(unpack(data).parameters(), unpack(priced_file).parameters()))
+
+
+KNOWN_FILE = ( # of version 2
+    'UEdPTEYNChoCAMsDAAAVbPmP09RGTUsaJbap0wTT5kHAiP5wQK1RccaKYCZCdHjatVbpbqs6EH6VK/5eUtl4weRVqggN2LQoZik46aa++xkDJ3FOS9KeqxspgjG2v2XGy3tU2K4Yo+39'
+    'e1R22gzRNiqGztk6iqN93WqMffuIYQuNwdA0hdEYjo+QCIkNWQaiAl0xyTSDgs3feux7jx12GNVvGEjyEZ9BoB1XEQpo9+Od7p7bC5hKgJKqJJnSiFaFMDGVMVcnqETJEOuGoBluH2IV'
+    'CFVqqlUCSUp08S1J34LpQhgmlSg054RQrqUmAYygyQkmS34M8xTCKF4oA6TSUgieFMUKDCXyZxk69CEKSVOcGwSjidBGiov8cIUpOucnVT9WdAyxuFaZhKJMgRNOUrWSH/ETmLEBa0MQ'
+    'yWlVVpKWmSAmzWQAwuW52CjLQhT71sC/vYXWBPZVPZVnpCU6VxswUVSCQ2YUyapwASke4PAPDBrjINq+Rx7CP70707N2uIxV7Bd0iS00wffS1r0HrMdHM/xDzYbi3GVnDw0md0vuRBxp'
+    'aHr/SuiJ7UPvfP10pYMjAnNk4Abjykec9Q5L/rfWRfS8eyxjfdV4O5bw5PniyLYCO5qgg7fryue30elPn3cnpnBwXTQRat3QWU9p+dIPdTltU4GKqc1rpThk3sb+1jjyd8aZl9L0ru78'
+    'JPcoozJGF+BR3XAwcTSYHuph+TgX5BahHBTWXHD9kl8FtXusDnbx6URr6J7Hq7TezNB5M1DMB4YNZnXysugQDeXpusGnXEzLfU58X4Ll82hAY6cEwY75EuAIC69TYWC7bfOxBM9/1thY'
+    'z9wa2L/mg7GHJJra8gHQmGjLvLc+Hm3Xm6VIexjcXGYP4DzTS4GH1rh83Nf9XHtf9nkZfZ1ZGB3O6UvoaZ8/QN16DxBhQLC8gHHaB/HnWUxtbsBOuTXtlAksZxheczRknI3sKlcCCmLT'
+    'iGNXQuGtQhedacduWRynvF0/UsMMecvGvHj1u42ISUwZizcsjel8zi37AyYF99VgwVzuNE+zxHAnTtZ7g3O/c3V5tq4PmRK1NuJcrV7urIXFLEExWbZbM2MwY63zpn65agiTkqh4g+dX'
+    'vPH/hO8uVF5l7Uslfw4o0y8oT2t9xhPocsoURxiK/zTeqN23Li9r/HmcEjwSFaYUM8jo7vNd5ioblaB4SpEIcmK72zebFSKCYz2lwntIYhFvsgsi6qYrWYpSMvQEU5Hsbt981v1ICEsl'
+    'zkMwp/gU/E9L1qh01YXQW5eia0Yw5MHTaZVhov8HAtOFaY0B1iAe8TTmk51s9/n69F/hj1f1qwzXkUIWvii/qIPdxy+TRKfTofgHwD9MB2OmHHwwFw7gAAMxRgZgYDasMRCQAAxk48RI'
+    'MBKlYAQVABKwQQWAATLKGAyGyQqUoKEBA4MHGgAAAAEDAAAAoRgEwH+kVB3eNcBCyb84jdQCgXwC60Jtwp3OI4Fivh26yhSXGdllxMLLQtl3yPZrb0berXlRF1Eqenue1YYJy5XCzDj+'
+    'xbwDZUsNZAgOJMRrHbT+yEysNFGP4xOF3n1OgvFJpKhzQnLj/8KsGHPsnneNLIwH8+PMVCQ8F3oHvuiYvpKmrz6wHG3b0ooUrQvi6XdQkrVsyrsf/M27DS7XA6yLqr3t505gjH0leR7P'
+    'zJP9+/PZoEWwvWt+WUUyemdP++qaD2NLw+Xlr215weZ07PrZHln4sLSnxD1ZCDnS9KCTJDpnuZ8gGmJLSTf2gC7MZs9teRH06nyHueErJec/Fr0Lhyki/qbAtw9XqGoi3lk5DgAAAKH4'
+    'B8A/TAdjphx8LBcA5KQMAGKjwhJDMZ4JAEAzWBozUBTEbADYAAIEYQRjAQ0RyxpIAgCMEZiBHEQSBKH4D8A/CRDwH9IFA7qANAIY7xAD5vwBbMkAjUQBbhCAhpBMg8bcAEwBEADT4QC0'
+    'NHCBQTAcBPGAAB6gdwC4AwgDQwASAAYBBgEYBoMJGBkIAIAECjzgQQZIACMEofgPwD9MB2OmHHxcFwbUsgE2EmxiAMsAZsAGkjBALDxUIWFErgEMXU+nbAIaBAGBGAYwjQGQayDQBKFx'
+    'wwCAITFgKCAGg5KC4KFIAAIBZkuQMILBQiFku1EMBAuDikDEMGIAGiwgQKDJABoAAAABAwAAAKEYBMB/pFQd3jUAQsi/MI3UAoF8AvAWLQBN7NdLvip8RqklUbhb3C++QUMVCeQkeQhA'
+    '3dZX/MGEzRntsZwXf3s9lV75pYI+VPRyoNXysQwdZknF1JM2/DFkX+p47nkpkpjSpJ8v/H0Qgg6L2Lm7z0F3olhoA/N32ZQd13ZRfy+6F6vXCLUajF96zRBpRxcdFlGRevyBEGKL5WjD'
+    'nBJBjCMDByx0qSVefs9nqtCaKQvAzPlPwsJJ5mHsBCKW10GjNt04VoN54WTbvkhqljnsM8zYuE+Vovg1c1EHpu0b0YSh8WFXMOBncqFaYW2Lkqb7jOEb9r3bOX4WFxVSLMpwp6zPyQNB'
+    'dWUFp/y4Gf0AofgHwD8N8O8fMJ4LVmqRBoAwAtTBFAAIyANAaCMwHJrCljGjIcAGBGYGBhIxhJlCAEEEA4wZU9CGAaGYDsA/WNFgZh+qrCs3sAEHFCgEYqkuTjcACHDAiqndvWFr8v1+'
+    'P/DX7+9fe1YiIbhSRXUFpkqmaVjJomgnrAA0YsmxMXhAm4TNoU0z21StMFMCVADGDIAAzcJCeZ9tuKSXYQkYGGHTBoAJASCbjZ023k4bY/Vwj1vLftE6yWvo2bF2yrXfsZEwjQHgAKcA'
+    'fl0AfTEEA/Fb73gPMEEX9prDIEtQTuZtD+rEONGaW9bj/U7Yqt4ABy4Nr1y/5ICntSiXL9avZMzfSg+HWp8xXMdkX0Bhh23jrzRBdT5OxbnKxyFdYlWWmkdDMkYd439jGcOByBxCghSU'
+    'G4W6qq9FhQAPCMf7SMVOq+ddLlGxpK9AAA==')
+
+
+def test_a_file_of_version_2_is_read_forever():
+    "Header under zlib, scales predicted by five numbers, one run of small ones under brotli"
+    data = base64.b64decode(KNOWN_FILE)
+    numbers = b''.join(p.numpy().tobytes() for p in unpack(data).state_dict().values())
+    assert inspect(data)['header_coder'] == 'zlib' and len(row(open_header(data)[0], 'columns_by')['columns_by']) == 5
+    assert hashlib.sha256(numbers).hexdigest() == '44163d0223da41483a079434806e51112c9a06461f44f00ce661bf8519635745'
 
 
 # ---- hostile files
@@ -390,25 +514,35 @@ def test_hostile_headers_are_refused_with_the_reason(name, tiny_file):
 def row(h, key): return next(t for t in h['tensors'] if key in t)
 
 
+def small(h): return next(b for b in h['blobs'] if b['name'] == 'small')
+
+
 HOSTILE_NUMBERS = {
     'no steps': (lambda h: row(h, 'octave').update(octave=0), '0 steps an octave'),
     'many steps': (lambda h: row(h, 'octave').update(octave=10**9), 'steps an octave, not 1 to 16'),
     'steps are a word': (lambda h: row(h, 'octave').update(octave='4'), "no 'octave' of type int"),
     'other steps': (lambda h: row(h, 'octave').update(octave=1), 'beyond fp16'),
-    'few weights': (lambda h: row(h, 'octave').update(scales_by=[1, 2]), 'scales_by is no list of 5 whole numbers'),
+    'few weights': (lambda h: row(h, 'octave').update(scales_by=[1, 2]), 'scales_by is no list of 6 whole numbers'),
     'no weights': (lambda h: row(h, 'octave').pop('scales_by'), "no 'scales_by' of type list"),
-    'few weights of columns': (lambda h: row(h, 'columns_by').update(columns_by=[3]), 'columns_by is no list of 5 whole numbers'),
+    'few weights of columns': (lambda h: row(h, 'columns_by').update(columns_by=[3]), 'columns_by is no list of 6 whole numbers'),
     'columns of nobody': (lambda h: row(h, 'columns_of').update(columns_of='banks.x'), 'no tensor before it has such columns'),
     'columns of another width': (lambda h: row(h, 'columns_of').update(columns_of='banks.down'), 'no tensor before it has such columns'),
     'columns of a number': (lambda h: row(h, 'columns_of').update(columns_of=3), "no 'columns_of' of type str"),
     'columns in fp16 that are not there': (lambda h: row(h, 'columns_by').update(columns_by=[]), "blob 'scales', which is not there"),
+    'a floor that there is not': (lambda h: row(h, 'octave')['scales_by'].__setitem__(1, 7), 'scales_by names floor 7'),
+    'steps of nobody': (lambda h: row(h, 'octave').update(scales_like='banks.x scales'), 'scales_like names no steps before it'),
+    'steps of another width': (lambda h: row(h, 'columns_by').update(columns_like='embed scales'), 'columns_like names no steps before it'),
+    'steps of a number': (lambda h: row(h, 'columns_by').update(columns_like=3), "no 'columns_like' of type str"),
+    'mixed banks': (lambda h: next(b for b in h['blobs'] if b['name'] == 'banks.up').update(coder='mixing'), "'mixing' holds no codes of shape"),
+    'a mixed run that is too long': (lambda h: small(h).update(shape=[2**18 + 1]), "'mixing' holds no codes of shape"),
+    'a run of other numbers': (lambda h: small(h).update(sha256='0' * 16), "'small': its numbers do not match their checksum"),
     'weights of a giant': (lambda h: row(h, 'octave').update(scales_by=[2**60] * 5), 'scales_by is no list'),
     'weights are fractions': (lambda h: row(h, 'codes_by').update(codes_by=[0.5, 1, 1]), 'codes_by is no list of 3'),
     'weights that run away': (lambda h: row(h, 'codes_by').update(codes_by=[100, 2**20, 2**20]), 'are no bytes'),
     'scales in fp16 that are not there': (lambda h: row(h, 'octave').pop('octave'), "blob 'scales', which is not there"),
     'codes in a blob that is not there': (lambda h: row(h, 'codes_by').pop('codes_by'), "blob 'attn_scale', which is not there"),
-    'a huge run': (lambda h: next(b for b in h['blobs'] if b['name'] == 'small').update(shape=[2**31 - 1]), 'over the limit'),
-    'a longer run': (lambda h: next(b for b in h['blobs'] if b['name'] == 'small').update(shape=[2**12]), 'blob|stream'),
+    'a huge run': (lambda h: small(h).update(shape=[2**31 - 1]), 'over the limit'),
+    'a longer run': (lambda h: small(h).update(shape=[2**12]), 'has numbers that no tensor uses'),
 }
 
 

@@ -22,7 +22,7 @@ from .grid import Codes
 from .octaves import octave_level
 from .plan import Plan
 from .quantize import quantize_model
-from .scales import send_codes, send_scales
+from .scales import send_alike, send_codes
 
 # %% ../../nbs/4_pack/artifact.ipynb #cd96a813
 def _gather_codes(
@@ -37,37 +37,46 @@ def _gather_codes(
     if sent is None:
         runs.append((name, "codes", q.reshape((-1,) + q.shape[-2:] if q.ndim > 1 else (1, 1, -1))))
         return {}
-    shared["small"].append(sent[1])
+    shared["small"].append((sent[1], None))
     return {"codes_by": sent[0]}
 
 def _gather_steps(
+    name:str,         # of the steps
     steps:Tensor,     # fp16, one for each row of the codes
     codes:np.ndarray, # int8 [..., R, C]
     octave:int,       # of `Codes`
     shared:dict,      # as above
-)->list:              # weights of the prediction; none where the steps travel as fp16
+    seen:dict,        # name -> levels [L, R] of the steps sent before; gets these
+)->tuple[list, str]:  # numbers of the prediction, none where the steps travel as fp16; name of steps in it
     "What the prediction of some steps leaves, or fp16 where they are not on octaves"
-    steps = steps.cpu()
-    sent = send_scales(codes, octave_level(steps, octave).numpy(), octave) if octave else None
+    levels = octave_level(steps.cpu(), octave).numpy() if octave else None
+    sent = send_alike(codes, levels, octave, seen) if octave else None
     if sent is None:
-        shared["scales"].append(steps.numpy().ravel())
-        return []
-    shared["small"].append(sent[1])
-    return sent[0]
+        shared["scales"].append(steps.cpu().numpy().ravel())
+        return [], ""
+    like, weights, *part = sent
+    shared["small"].append(tuple(part))
+    seen[name] = levels.reshape(part[0].shape)
+    return weights, like
 
 def _gather_scales(
     value:Codes,
+    name:str,     # of the tensor
     shared:dict,  # as above
     columns:dict, # tensor -> steps of its columns, of those sent before
+    seen:dict,    # as above
 )->dict:          # as above
     "The scales of a tensor, and the steps of its columns: another's, or as those of the matrix on its side"
     q = value.codes.cpu().numpy()
-    weights = _gather_steps(value.scale, q, value.octave, shared)
+    weights, like = _gather_steps(f"{name} scales", value.scale, q, value.octave, shared, seen)
     row = {"octave": value.octave, "scales_by": weights} if weights else {}
+    if like: row["scales_like"] = like
     if value.columns is None: return row
-    alike = [name for name, steps in columns.items() if torch.equal(steps, value.columns)]
+    alike = [other for other, steps in columns.items() if torch.equal(steps, value.columns)]
     if alike: return row | {"columns_of": alike[0]}
-    return row | {"columns_by": _gather_steps(value.columns, q.swapaxes(-1, -2), value.octave, shared)}
+    turned = q.swapaxes(-1, -2)
+    weights, like = _gather_steps(f"{name} columns", value.columns, turned, value.octave, shared, seen)
+    return row | {"columns_by": weights} | ({"columns_like": like} if like else {})
 
 # %% ../../nbs/4_pack/artifact.ipynb #2025f4ab
 def _gather_fixes(
@@ -87,23 +96,25 @@ SHARED = { # run that several tensors share -> kind of its numbers
 
 def gather(
     state:dict[str, Codes|Tensor], # from `quantize_model`
-)->tuple[list, list]:              # tensor table rows, and (blob name, kind, numbers)
+)->tuple[list, list]:              # tensor table rows, and (blob name, kind, what `make_blob` takes)
     "A quantised state as the tensor table and the runs of numbers it refers to"
     tensors, runs = [], []
     shared = {name: [] for name in SHARED}
-    columns = {}
+    columns, seen = {}, {}
     for name, value in state.items():
         row = {"name": name, "shape": list((value.codes if isinstance(value, Codes) else value).shape)}
         if isinstance(value, Codes):
             row |= {"kind": "codes", "bits": value.bits}
-            row |= _gather_codes(name, value, runs, shared) | _gather_scales(value, shared, columns)
+            row |= _gather_codes(name, value, runs, shared)
+            row |= _gather_scales(value, name, shared, columns, seen)
             if value.columns is not None: columns[name] = value.columns
             if value.fixes: row["fixes"] = _gather_fixes(value, shared)
         else:
             row["kind"] = {torch.float16: "fp16", torch.float32: "fp32"}[value.dtype]
             shared[row["kind"]].append(value.cpu().numpy().ravel())
         tensors.append(row)
-    runs += [(name, SHARED[name], np.concatenate(parts)) for name, parts in shared.items() if parts]
+    for name, parts in shared.items():
+        if parts: runs.append((name, SHARED[name], parts if name == "small" else np.concatenate(parts)))
     return tensors, runs
 
 # %% ../../nbs/4_pack/artifact.ipynb #b625569a

@@ -11,6 +11,7 @@ import numpy as np
 from ..ground.settings import setting
 from .ans import Ans
 from .coder import Coder
+from .mixing import Mixing
 from .streams import Brotli, Lzma, Zstd
 
 # %% ../../nbs/4_pack/auto.ipynb #09898b9c
@@ -29,7 +30,8 @@ def likely_coders(
 # %% ../../nbs/4_pack/auto.ipynb #7effda83
 class Auto(Coder, kind="auto"):
     "Whichever of several coders comes out smallest, blob by blob"
-    coders:tuple[Coder, ...] = setting(lambda: (Ans(), Brotli(), Lzma(), Zstd()), "those to choose from")
+    coders:tuple[Coder, ...] = setting(
+        lambda: (Ans(), Brotli(), Lzma(), Zstd(), Mixing()), "those to choose from")
 
     def forms(self)->tuple: return ()  # a file names the coder that was chosen
 

@@ -21,6 +21,8 @@ class Coder(Settings, home="pgolf.pack", rooms=("streams",)):
     "One way to write numbers as fewer bytes, without loss"
     packages:ClassVar[tuple[str, ...]] = () # that it imports beside torch and numpy
     sees_rows:ClassVar[bool] = False        # it takes matrices as they are, not as a run of numbers
+    sees_layers:ClassVar[bool] = False      # it can read a run of small numbers layer by layer: `open_layers`
+    most:ClassVar[int] = 2**31              # numbers of one file that it may hold, lower where it is slow
 
     @property
     def word(self)->str:
@@ -46,6 +48,10 @@ class Coder(Settings, home="pgolf.pack", rooms=("streams",)):
     def encode(self, a:np.ndarray)->bytes:
         "Numbers to bytes"
         raise NotImplementedError(f"coder {self.kind!r} has no method encode")
+
+    def encode_layers(self, parts:list)->bytes: # of (int8 [L, R], what the decoder knows of them)
+        "Small numbers to bytes, those of every part with what is known of them; most coders know of no parts"
+        return self.encode(np.concatenate([numbers.ravel() for numbers, _ in parts]))
 
     def decode(self, data:bytes, shape:tuple, dtype)->np.ndarray:
         "Bytes to exactly so many numbers; raises ArtifactError"

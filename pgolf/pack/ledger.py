@@ -6,7 +6,7 @@
 __all__ = ['ByteLedger', 'inspect']
 
 # %% ../../nbs/4_pack/ledger.ipynb #d040d7bf
-from .container import open_header, read_blobs, take
+from .container import HEADERS, open_header, read_blobs, take
 from .reading import MAX_WEIGHTS
 
 # %% ../../nbs/4_pack/ledger.ipynb #172dcb9c
@@ -16,7 +16,7 @@ class ByteLedger(dict):
         "Rows of the table, largest first"
         blobs = sorted(self["blobs"], key=lambda b: -b["bytes"])
         rows = [tuple(b[k] for k in ("name", "kind", "coder", "numbers", "bytes", "bits")) for b in blobs]
-        return rows + [("header", "", "zlib", "", self["header"], "")]
+        return rows + [("header", "", self["header_coder"], "", self["header"], "")]
 
     def __repr__(self):
         rows = [("blob", "kind", "coder", "numbers", "bytes", "bits each")]
@@ -40,4 +40,5 @@ def inspect(
         bits = 8 * b.size / max(b.count, 1) # of each number
         blobs.append(dict(name=b.name, kind=b.kind, coder=b.coder, numbers=b.count, bytes=b.size, bits=bits))
     model, meta = (take(header, key, dict, "the file") for key in ("model", "meta"))
-    return ByteLedger(bytes=len(data), header=len(data) - len(payload), model=model, meta=meta, blobs=blobs)
+    facts = dict(bytes=len(data), header=len(data) - len(payload), header_coder=HEADERS[data[8]])
+    return ByteLedger(**facts, model=model, meta=meta, blobs=blobs)

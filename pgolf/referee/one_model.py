@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_MODEL', 'live_rows', 'dead_parameters', 'checked_copy', 'check_gradients', 'all_forwards', 'check_forwards',
-           'check_packing']
+           'encoded', 'check_packing']
 
 # %% ../../nbs/9_referee/one_model.ipynb #6bdab813
 import copy
@@ -17,6 +17,7 @@ from ..model.gpt import StreamCache, token_loss
 from ..pack.blobs import decode_blob
 from ..pack.coder import ArtifactError, coder_of
 from ..pack.container import open_header, read_blobs
+from ..pack.reading import small_parts
 from .rule import Outcome, failed, not_applicable, passed, rule
 from ..score.predictor import ModelPredictor
 from ..score.adapters import DocumentAdapters
@@ -90,16 +91,23 @@ def check_forwards(model, some_text, logit_tolerance=1e-3)->Outcome:
                    f"{said} (allowed: {logit_tolerance:g})")
 
 # %% ../../nbs/9_referee/one_model.ipynb #35c5007e
+def encoded(blob, decoded)->bytes: # decoded: numbers, or parts of a run that is read layer by layer
+    "A blob, written again"
+    coder = coder_of(blob.coder)
+    return coder.encode_layers(decoded) if coder.sees_layers else coder.encode(decoded)
+
 @rule("packing", "origin", "unpack and pack are inverse", "bytes in the artifact that no encoder wrote")
 def check_packing(artifact, numbers=2**15)->Outcome: # bytes; numbers in a blob that is encoded again, at most
     "Decode every blob; encode the smaller ones again"
     header, payload = open_header(artifact)
     blobs, again, same = read_blobs(header, payload, 2**29), 0, 0
     for blob, raw in blobs.values():
-        decoded = decode_blob(bytes(raw), blob)
+        by_layer = coder_of(blob.coder).sees_layers
+        decoded = small_parts(artifact) if by_layer else decode_blob(bytes(raw), blob)
         if blob.count > numbers: continue
-        code = coder_of(blob.coder).encode(decoded)
+        code = encoded(blob, decoded)
         again, same = again + 1, same + (code == bytes(raw))
+        if by_layer and code == bytes(raw): continue
         try: decode_blob(code, replace(blob, size=len(code)))
         except ArtifactError as why: return failed(f"blob {blob.name!r} does not survive encoding: {why}")
     rest = "" if same == again else f" in {same} (another version of a coder wrote the rest)"
