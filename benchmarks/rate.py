@@ -27,6 +27,7 @@ from pgolf.pack.auto import Auto
 from pgolf.pack.floats import Fp16
 from pgolf.pack.ledger import inspect
 from pgolf.pack.levers import stretch_all
+from pgolf.pack.mixing import Mixing
 from pgolf.pack.quantize import calibrate, dequantize_state, quantize_model
 from pgolf.pack.reading import unpack
 from pgolf.pack.streams import Brotli, Lzma, Zstd
@@ -60,7 +61,7 @@ def before(plan):
 
 ONE_MORE = "one bit more"  # half the step, and the same reach
 FINER, COARSER = (0.71, 1.0, ONE_MORE), (1.0, 1.41)
-OUR_CODERS = Auto(coders=(Ans(), Brotli()))  # of all that `Auto` tries, those that win here
+OUR_CODERS = Auto(coders=(Ans(), Mixing(), Brotli()))  # of all that `Auto` tries, those that win here
 PLANS = { # -> plan, stretches of its grids
     "PR 1536 (GPTQ, SDClip; brotli)": (get("pr1536").quant, FINER),
     "PR 1696 (int6, best percentile; lzma)": (get("pr1696").quant, (1.0, 1.41, 2.0)),
