@@ -216,12 +216,14 @@ def test_symbols_of_no_known_transform_are_refused(docs, tmp_path):
 # ---- a stream ----
 
 STREAM = """
-import re, sys
+import re, sys, torch
 from pgolf.text.sources import local_dataset
 import pgolf.text.build as build
 build.NOTE_TOKENS = int(sys.argv[3])
+peak = lambda: int(re.search("VmHWM: *(\\d+)", open("/proc/self/status").read().expandtabs(1))[1]) // 1024  # of this program only
+before = peak()  # a PyTorch for GPUs alone takes 300 MB more than one for CPUs
 d = local_dataset(sys.argv[1], sys.argv[2], 320)
-print(int(re.search("VmHWM: *(\\d+)", open("/proc/self/status").read().expandtabs(1))[1]) // 1024)  # of this program only
+print(peak() - before)
 """
 
 
@@ -275,7 +277,7 @@ def test_memory_stays_bounded(tmp_path):
     build = start(tmp_path / "docs.jsonl", tmp_path / "data", 2_000_000)
     out, err = build.communicate(timeout=3000)
     assert build.returncode == 0, err
-    assert int(out) < 600, "MB at the most"
+    assert int(out) < 300, "MB at the most"
 
 
 LARGE = STREAM.replace("sys.argv[2], 320)", "sys.argv[2], 320, progress=True)")
@@ -312,7 +314,7 @@ def test_a_large_build_shows_progress_and_goes_on_after_a_kill_within_its_memory
     assert second.returncode == 0, said[1]
     print(f"{size / 1e6:,.0f} MB, {count:,} documents: {until / 60:.1f} minutes to the kill, {(time.monotonic() - began) / 60:.1f} in all; "
           f"peak {peak} and {int(out)} MB")
-    assert max(peak, int(out)) < 600, "MB at the most"
+    assert peak < 900 and int(out) < 300, "MB at the most"
     assert all("%" in text for text in said), "both show how far they are"
     assert time.monotonic() - began - until < 0.9 * until + 60, "the second went on where the first stood"
     record = json.loads(next((tmp_path / "data" / "datasets").glob("*/dataset.json")).read_text())
