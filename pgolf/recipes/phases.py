@@ -8,6 +8,7 @@ __all__ = ['ANY_WORK', 'write_recipe', 'read_recipe', 'prepare_data', 'build', '
            'score_run', 'run_recipe']
 
 # %% ../../nbs/6_recipes/phases.ipynb #a1f00d03
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -186,9 +187,11 @@ def packed_predictor(
     ids:torch.Tensor|None=None,  # the stream; for those who illegally train on it
     accept_illegal:bool=False,   # run what the recipe's `study` names
     device:torch.device|None=None, # None = a GPU where there is one
+    model:GPT|None=None,         # as it was unpacked from these bytes before; it is copied
 ):                               # the predictor, its EvalConfig
     "What an artifact says it is to be scored as"
-    packed, model = packed_recipe(data), unpack(data).to(device or best_device())
+    packed = packed_recipe(data)
+    model = (copy.deepcopy(model) if model is not None else unpack(data)).to(device or best_device())
     ways = packed.predict
     study = [way.kind for way in ways if way.illegal]
     if study: require_consent("this artifact", accept_illegal, f"is to be scored with {', '.join(study)}")

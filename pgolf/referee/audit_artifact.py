@@ -90,7 +90,7 @@ def artifact_trial(
     # a study form may be trained on the stream it is made beside; others are unpacked once, and copied
     afresh = lambda stream: slice_predictor(data, settings, stream)
     peeks = any(way.sees_stream for way in predictors_in(recipe))
-    build = afresh if peeks else slice_predictor(data, settings)
+    build = afresh if peeks else slice_predictor(data, settings, model=facts.get("model"))
     trains = bool(predictors_in(recipe)) # an artifact holds no code: what nothing goes around only predicts
     facts.known["trains"] = trains
     trial_facts(facts, lambda: make_case(build, part, facts.get("table"), small, seed, trains=trains))

@@ -63,8 +63,9 @@ def slice_predictor(
     data:bytes,   # an artifact
     settings:dict,# sections in place of its recipe's
     ids:Tensor|None=None, # the stream: for those that are trained on it before
+    model=None,   # as it was unpacked from these bytes before
 ):                # a predictor, from nothing but these bytes
     "What the artifact says it is to be scored with, on the CPU"
     header, payload = open_header(data)
     header["meta"]["recipe"] |= settings
-    return packed_predictor(seal(header, bytes(payload)), ids, True, torch.device("cpu"))[0]
+    return packed_predictor(seal(header, bytes(payload)), ids, True, torch.device("cpu"), model)[0]

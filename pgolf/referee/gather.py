@@ -32,7 +32,7 @@ class Effort:
     probes:int = 3       # targets that are swapped
     tokens:int = 48      # coded and decoded
     windows:int = 3      # of the score, computed again
-    numbers:int = 2**15  # in a blob, at most, for it to be encoded again
+    numbers:int = 2**14  # in a blob, at most, for it to be encoded again
     documents:int = 100  # decoded for their bytes; 0 = all
     shards:int = 2       # of the training data, looked through for validation documents; 0 = all
     builds:bool = False  # make the artifact twice, where a recipe is there

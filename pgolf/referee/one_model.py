@@ -97,12 +97,14 @@ def encoded(blob, decoded)->bytes: # decoded: numbers, or parts of a run that is
     return coder.encode_layers(decoded) if coder.sees_layers else coder.encode(decoded)
 
 @rule("packing", "origin", "unpack and pack are inverse", "bytes in the artifact that no encoder wrote")
-def check_packing(artifact, numbers=2**15)->Outcome: # bytes; numbers in a blob that is encoded again, at most
+def check_packing(artifact, numbers=2**14)->Outcome: # bytes; numbers in a blob that is encoded again, at most
     "Decode every blob; encode the smaller ones again"
     header, payload = open_header(artifact)
-    blobs, again, same = read_blobs(header, payload, 2**29), 0, 0
+    blobs, read, again, same = read_blobs(header, payload, 2**29), 0, 0, 0
     for blob, raw in blobs.values():
         by_layer = coder_of(blob.coder).sees_layers
+        if by_layer and blob.count > numbers: continue # it takes long, and the model was read from it
+        read += 1
         decoded = small_parts(artifact) if by_layer else decode_blob(bytes(raw), blob)
         if blob.count > numbers: continue
         code = encoded(blob, decoded)
@@ -112,5 +114,5 @@ def check_packing(artifact, numbers=2**15)->Outcome: # bytes; numbers in a blob 
         except ArtifactError as why: return failed(f"blob {blob.name!r} does not survive encoding: {why}")
     rest = "" if same == again else f" in {same} (another version of a coder wrote the rest)"
     bytes_too = f"the same bytes{rest}"
-    return passed(f"{len(blobs)} blobs decoded, {again} of them encoded and decoded again: the same numbers, "
-                  f"{bytes_too}")
+    return passed(f"{read} of {len(blobs)} blobs decoded, {again} of them encoded and decoded again: "
+                  f"the same numbers, {bytes_too}")
