@@ -1,33 +1,18 @@
 "Kernels of our own: in Triton's interpreter, built for an H100 without one, and in whole models that take them"
-import os
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
+from kernel_tools import CARRIED, run, triton_only
 from pgolf.lab.dry_steps import with_triton
 from pgolf.model import gpu_kernels
 from pgolf.model.gpt import GPT, token_loss
 from pgolf.recipes.recipes import get
 from pgolf.submit.script import recipe_load
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = "pr761", "pr1232", "pr1536", "pr1696", "pr1992", "pr1855", "pr2135", "pr2014", "best", "tiny"
-triton_only = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed (pip install triton; it needs no GPU)")
-
-
-def run(code, *args, **env):
-    "What a program prints, in a process of its own: the interpreter is chosen when a kernel is made"
-    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": paths, **env})
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 # ---- the kernels
@@ -192,18 +177,7 @@ def test_a_kernel_whose_trial_fails_is_left_out_with_its_reason(monkeypatch):
 
 # ---- in a script
 
-CARRIED = """
-import sys
-from pathlib import Path
-
-def carried(folder):
-    "The modules of a script, served from memory"
-    from pgolf.submit.memory import serve
-    sources = {str(p.relative_to(folder)).removesuffix(".py").replace("/", "."): p.read_text() for p in Path(folder).rglob("*.py")}
-    for name in [n for n in sys.modules if n.partition(".")[0] == "pgolf"]: del sys.modules[name]
-    serve(sources, "/nowhere/train_gpt.py")
-
-carried(sys.argv[1])
+REPEAT = CARRIED + """
 import torch
 from pgolf.model import mlp_kernel, xsa_kernel
 assert mlp_kernel.__spec__.origin.startswith("/nowhere/")
@@ -230,4 +204,4 @@ def test_a_script_carries_the_kernels_and_works_with_and_without_triton(tmp_path
         path = tmp_path / f"{key.replace('.', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(minified(text) if minify and "kernel" in key else text)
-    assert run(CARRIED, str(tmp_path), way, TRITON_INTERPRET="1").strip() == "done"
+    assert run(REPEAT, str(tmp_path), way, TRITON_INTERPRET="1").strip() == "done"

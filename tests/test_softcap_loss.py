@@ -1,14 +1,11 @@
 "The loss in one kernel: in Triton's interpreter, built for an H100 without one, in a script, and who takes it"
-import os
 import re
 import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
+from kernel_tools import CARRIED, ROOT, run, triton_only
 from pgolf.lab.fake_cuda import stub_missing
 from pgolf.model.gpt import GPT, token_loss
 from pgolf.recipes.recipes import get
@@ -17,17 +14,6 @@ from pgolf.text.data import Batch
 from pgolf.train import softcap_loss as room
 from pgolf.train.trainer import micro_loss
 
-ROOT = Path(__file__).resolve().parents[1]
-with_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed (pip install triton; it needs no GPU)")
-
-
-def run(code, *args, **env):
-    "What a program prints, in a process of its own: the interpreter is chosen when a kernel is made"
-    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": paths, **env})
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 # ---- the kernel
@@ -52,7 +38,7 @@ print(*rows_by_triton(z, torch.tensor([4, 5, -100]), 30.).isnan().tolist())
 """
 
 
-@with_triton
+@triton_only
 def test_the_kernel_agrees_with_the_formula_in_the_interpreter():
     *lines, wrong = run(AGREE, TRITON_INTERPRET="1").splitlines()
     assert len(lines) == 42
@@ -88,7 +74,7 @@ for dtype in (torch.bfloat16, torch.float32):
 """
 
 
-@with_triton
+@triton_only
 def test_the_kernel_is_built_for_an_h100_and_its_bf16_rows_stay_in_registers(tmp_path):
     lines = run(BUILT, TRITON_CACHE_DIR=str(tmp_path)).splitlines()
     assert len(lines) == 8
@@ -101,18 +87,7 @@ def test_the_kernel_is_built_for_an_h100_and_its_bf16_rows_stay_in_registers(tmp
 
 # ---- in a script
 
-CARRIED = """
-import sys
-from pathlib import Path
-
-def carried(folder):
-    "The modules of a script, served from memory"
-    from pgolf.submit.memory import serve
-    sources = {str(p.relative_to(folder)).removesuffix(".py").replace("/", "."): p.read_text() for p in Path(folder).rglob("*.py")}
-    for name in [n for n in sys.modules if n.partition(".")[0] == "pgolf"]: del sys.modules[name]
-    serve(sources, "/nowhere/train_gpt.py")
-
-carried(sys.argv[1])
+REPEAT = CARRIED + """
 import torch
 from pgolf.train import softcap_loss as room
 assert room.__spec__.origin.startswith("/nowhere/")
@@ -134,7 +109,7 @@ print("done")
 
 
 @pytest.mark.parametrize("minify", (False, True))
-@pytest.mark.parametrize("way", ("without", pytest.param("kernel", marks=with_triton)))
+@pytest.mark.parametrize("way", ("without", pytest.param("kernel", marks=triton_only)))
 def test_a_script_carries_the_room_and_works_with_and_without_triton(tmp_path, minify, way):
     from pgolf.submit.script import minified
     sources = recipe_load(get("tiny", "smoke")).sources
@@ -143,7 +118,7 @@ def test_a_script_carries_the_room_and_works_with_and_without_triton(tmp_path, m
         path = tmp_path / f"{key.replace('.', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(minified(text) if minify and "train" in key else text)
-    assert run(CARRIED, str(tmp_path), way, TRITON_INTERPRET="1").strip() == "done"
+    assert run(REPEAT, str(tmp_path), way, TRITON_INTERPRET="1").strip() == "done"
 
 
 # ---- who takes it
