@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..ground.settings import no_such
-from .recipe_file import is_recipe_file, read_recipe_file
+from .recipe_file import is_recipe_file, read_recipe_file, recipe_label
 
 # %% ../../nbs/7_lab/parameters.ipynb #4da04525
 class Refusal(ValueError):
@@ -185,7 +185,7 @@ def run_name(
     "A name for a run's folder: recipe, seed, and whatever differs from that recipe's own run"
     p = {**DEFAULTS, **parameters}
     changes = {**p["overrides"], **{name: p[name] for name in ("steps", "minutes") if p[name]}}
-    recipe = Path(p["recipe"]).stem if is_recipe_file(p["recipe"]) else p["recipe"]
+    recipe = recipe_label(p["recipe"])
     parts = [recipe, f"seed{p['seed']}", *[p["scale"]] * (p["scale"] != "full"), *["study"] * p["study"]]
     parts += [f"{name}={value}" for name, value in sorted(changes.items())]
     if p["data"] not in ("", "embedded"):

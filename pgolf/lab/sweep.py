@@ -24,6 +24,7 @@ from ..ground.files import write_atomic
 from ..ground.settings import ConfigError
 from .launch import process_environment, supervised
 from .parameters import Refusal, asked_recipe
+from .recipe_file import recipe_label
 from .run_record import read_run
 
 # %% ../../nbs/7_lab/sweep.ipynb #74fb23aa
@@ -36,7 +37,7 @@ def label(
     "Part of a run's name"
     if name == "overrides":
         return "+".join(f"{k}={v}" for k, v in value.items()) or "as it is"
-    return str(value) if name == "recipe" else f"{name}={value}"
+    return recipe_label(value) if name == "recipe" else f"{name}={value}"
 
 # %% ../../nbs/7_lab/sweep.ipynb #363122ca
 def combined(
