@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from pgolf.text.build import build_dataset
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
@@ -20,7 +22,7 @@ def study(bench, small_text, tmp_path_factory):
 
     def execute(name, record, **parameters):
         asked = {"scale": "smoke", "data": small_text, "at_once": 2, "out": folder / "runs", **parameters}
-        words = [w for k, v in asked.items() for w in ("-p", k, str(v))]
+        words = [w for k, v in asked.items() if v is not None for w in ("-p", k, str(v))]
         command = [sys.executable, "-m", "pgolf.lab.execute", f"nbs/runs/{name}.ipynb", str(folder / f"{name}.ipynb"), "--no-progress-bar", *words]
         for again in (True, False): # a run that failed is repeated by launching again, as the message says; the reason is shown
             done = subprocess.run(command, cwd=bench, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
@@ -57,3 +59,14 @@ def test_scaling_draws_steps_against_score(study):
     said, record = study("scaling", "scaling.json", lengths="2 8", warmdowns="0.5", seeds="1", overrides="vocab=320 ttt=None eval__cut=full")
     short, long = (record["scores"][f"{n} steps, warmdown 0.5"][0] for n in (2, 8))
     assert long < short and "best warmdown" in said
+
+
+def test_forms_of_a_text_are_compared_by_bytes_of_the_original(study, small_text, tmp_path_factory):
+    root = tmp_path_factory.mktemp("forms")
+    documents = [(p.name, p.read_text()) for p in sorted(small_text.glob("*.txt"))]
+    made = (build_dataset(documents, root, 330, name="x", transform=t) for t in ("", "caseops"))
+    forms = [dataset.val[0].parent for dataset in made]
+    said, record = study("forms", "forms.json", recipe="tiny", forms=[str(f) for f in forms], seeds="1", steps=4, overrides="vocab=330", data=None)
+    plain, marked = (f.name for f in forms)
+    assert list(record["scores"]) == [plain, marked] and record["bytes"][plain] == record["bytes"][marked]
+    assert record["tokens"][plain] != record["tokens"][marked] and "lowest mean" in said
