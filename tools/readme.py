@@ -64,18 +64,44 @@ def all_rooms():
     return "\n".join(lines) + "\n\n<!-- made from the notebooks by `make readme` -->\n"
 
 
-BASES = {"model": "part.Part", "pack": "quantiser.Quantiser", "score": "wrap.Predictor"}
+PULLS = "https://github.com/openai/parameter-golf/pull"
+BASES = "model.part.Part", "pack.repairs.Repair", "score.wrap.Predictor"
 
 
 def technique_classes():
-    "(class, notebook) of every technique that has a name for tables"
+    "(class, notebook) of every technique that is a value with a name for tables"
     from pgolf.ground.settings import every
-    for wing, home in BASES.items():
-        room, name = home.split(".")
-        base = getattr(importlib.import_module(f"pgolf.{wing}.{room}"), name)
-        for cls in every(base).values():
+    for base in BASES:
+        room, _, name = base.rpartition(".")
+        for cls in every(getattr(importlib.import_module(f"pgolf.{room}"), name)).values():
             if cls.title:
-                yield cls, next(ROOT.glob(f"nbs/[0-9]_{wing}/{cls.__module__.rpartition('.')[2]}.ipynb"))
+                _, wing, room = cls.__module__.split(".")
+                yield cls, next(ROOT.glob(f"nbs/[0-9]_{wing}/{room}.ipynb"))
+
+
+OF_FIELDS = {  # technique that is a field of settings -> notebook, what it does, where it comes from
+    "LN scale": ("2_model/config", "Deeper layers read a smaller stream: layer i times 1/sqrt(i + 1)", ""),
+    "weight averaging": ("3_train/averaging", "What is packed is a mean over the last steps", ""),
+    "row-normalised Muon": ("3_train/muon", "Rows of a gradient have one length before it is made orthogonal", f"{PULLS}/1536"),
+    "Polar Express": ("3_train/newton_schulz", "Another polynomial in each Newton-Schulz step", "https://arxiv.org/abs/2505.16932"),
+    "quantisation-aware training": ("3_train/qat", "Weights are rounded in the forward pass, late in training", ""),
+    "GPTQ": ("4_pack/gptq", "A column's rounding error is taken back by the columns after it", "https://arxiv.org/abs/2210.17323"),
+    "sliding windows": ("5_score/windows", "Every target is scored with much context", "")}
+
+
+def technique_fields():
+    "(technique, word that overrides use) of every technique that is a field of some recipe's settings"
+    import dataclasses
+
+    from pgolf import recipes
+    from pgolf.ground.settings import walk_settings
+    found = {}
+    for name in recipes.names():
+        for path, value in walk_settings(recipes.get(name)):
+            for f in dataclasses.fields(value):
+                if technique := f.metadata.get("technique"):
+                    found[technique] = f"{value.kind or path[-1]}__{f.name}"
+    return found
 
 
 def source_link(url):
@@ -113,13 +139,21 @@ def weights_of(cls):
 
 
 def cost(title, scores):
-    "What taking a technique from `best` costs in bits per byte, with the error of the difference; '' where not measured"
+    "What taking a technique away costs in bits per byte, with the error of the difference; '' where not measured"
     without, base = scores.get(f"no {title}"), scores["all on"]
     if not without:
         return ""
     from pgolf.lab.statistics import paired_difference
     mean, error, p = paired_difference(without, base)  # both were trained on the same seeds
     return f"{mean:+.3f} ± {error:.3f}, p {p:.2g}"
+
+
+ABLATED = {"best": "ablation", "pr2135": "ablation_pr2135"}  # recipe -> record of its ablation
+
+
+def costs_of(title, used):
+    "What taking a technique from each of the two recipes costs; '' for one that has it not"
+    return [cost(title, facts(record)["scores"]) if f"`{name}`" in used else "" for name, record in ABLATED.items()]
 
 
 def entry_step(url):
@@ -142,19 +176,34 @@ def facts(name):
     return json.loads((ROOT / "records" / f"{name}.json").read_text(encoding="utf8"))
 
 
-def techniques_table():
-    "Every technique with its notebook, its source, who uses it, what it costs and what it was worth here"
-    scores, costs = facts("ablation")["scores"], facts("step_costs")["costs"]
-    head = ["technique", "what it does", "from", "its entry gained", "in recipes", "weights", "step, ms", "taken from `best`, bpb"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def switched_in(technique):
+    "Names of the recipes that have a technique which is a field"
+    from pgolf import recipes
+    from pgolf.recipes.overrides import switches
+    return [f"`{name}`" for name in recipes.names() if technique in switches(recipes.get(name))]
+
+
+def technique_rows():
+    "Cells of every technique: notebook, what it does, source, gain of its entry, recipes, weights, milliseconds, gains here"
+    costs = facts("step_costs")["costs"]
     for cls, path in technique_classes():
         does = (cls.__doc__ or "").strip().splitlines()[0]
         used = users(cls)
-        worth = cost(cls.title, scores) if "`best`" in used else ""
-        cells = [f"[{promise(path)[0]}]({path.relative_to(ROOT)})", does, source_link(cls.source), entry_step(cls.source),
-                 ", ".join(used), weights_of(cls), step_cost(cls.kind, costs), worth]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        yield [f"[{promise(path)[0]}]({path.relative_to(ROOT)})", does, source_link(cls.source), entry_step(cls.source),
+               ", ".join(used), weights_of(cls), step_cost(cls.kind, costs), *costs_of(cls.title, used)]
+    for technique, word in technique_fields().items():
+        page, does, source = OF_FIELDS[technique]
+        used = switched_in(technique)
+        yield [f"[{technique[0].upper()}{technique[1:]}](nbs/{page}.ipynb)", does, source_link(source), entry_step(source),
+               ", ".join(used), "0", step_cost(word, costs), *costs_of(technique, used)]
+
+
+def techniques_table():
+    "Every technique with its notebook, its source, who uses it, what it costs and what it was worth here"
+    head = ["technique", "what it does", "from", "its entry gained", "in recipes", "weights", "step, ms",
+            *(f"taken from `{name}`, bpb" for name in ABLATED)]
+    lines = [head, ["---"] * len(head), *technique_rows()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def result_block():
