@@ -124,7 +124,7 @@ def _tiny()->Recipe:
 # %% ../../nbs/6_recipes/recipes.ipynb #a123e6d4
 def _best()->Recipe:
     "Ours: the batches and stack of PR 1992, the token memory of PR 1232, and what learns while it is scored"
-    parts = (*LOOPED, ValueResidual(), XSA(), HeadGate("headwise"), SmearGate(reset=True), BigramHash(4096))
+    parts = (*LOOPED, ValueResidual(), XSA(), HeadGate("headwise"), SmearGate(reset=True), BigramHash(16_384))
     return Recipe(
         "best", "Ours: what paid off of all techniques, legally",
         GPTConfig(**SP8192, qk_gain=5.25, rope_train_len=2048, parts=parts),
