@@ -302,7 +302,8 @@ def record_lines(value, level=2):
     return lines
 
 
-MADE_BY = {"tiny": "nbs/runs/record.ipynb", "tiny-audit": "nbs/runs/record.ipynb", "steps": "nbs/7_lab/dry.ipynb"}
+MADE_BY = {"tiny": "nbs/runs/record.ipynb", "tiny-audit": "nbs/runs/record.ipynb", "compare_web": "nbs/runs/compare.ipynb",
+           **dict.fromkeys(("ablation_pr2135", "search", "search2", "search_long"), "nbs/runs/ablation.ipynb")}
 
 
 def record_pages(stage=STAGE):

@@ -2,7 +2,8 @@
 writes them, `--check` says whether they are up to date.
 
 Cells that start with `#| hide` stay out, the others go through nbconvert; links are turned to start from the root of the
-repository. `<!-- wings -->` and `<!-- techniques -->` are tables made from the notebooks, the package and the records."""
+repository. `<!-- wings -->`, `<!-- techniques -->`, `<!-- compared -->` and others become tables and sentences made from the notebooks, the package
+and the records."""
 import importlib
 import json
 import re
@@ -138,13 +139,11 @@ def weights_of(cls):
     return f"{max(found):,}" if found else ""
 
 
-def cost(title, scores):
+def cost(title, found):
     "What taking a technique away costs in bits per byte, with the error of the difference; '' where not measured"
-    without, base = scores.get(f"no {title}"), scores["all on"]
-    if not without:
+    if f"no {title}" not in found:
         return ""
-    from pgolf.lab.statistics import paired_difference
-    mean, error, p = paired_difference(without, base)  # both were trained on the same seeds
+    mean, error, p = found[f"no {title}"]
     return f"{mean:+.3f} ± {error:.3f}, p {p:.2g}"
 
 
@@ -153,7 +152,8 @@ ABLATED = {"best": "ablation", "pr2135": "ablation_pr2135"}  # recipe -> record 
 
 def costs_of(title, used):
     "What taking a technique from each of the two recipes costs; '' for one that has it not"
-    return [cost(title, facts(record)["scores"]) if f"`{name}`" in used else "" for name, record in ABLATED.items()]
+    from pgolf.lab.found import worths
+    return [cost(title, worths(facts(record))) if f"`{name}`" in used else "" for name, record in ABLATED.items()]
 
 
 def entry_step(url):
@@ -206,6 +206,24 @@ def techniques_table():
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+COMPARED = "compare_web", "compare"  # records, in the order of the table's columns
+
+
+def compared_rows():
+    "Recipes with mean and spread on each text, the lowest on the first text first"
+    from pgolf.lab.found import standings
+    on = [{n: f"{mean:.4f} | {sd:.4f}" for n, mean, sd, _ in standings(facts(record))} for record in COMPARED]
+    return "\n".join(f"| `{n}` | {' | '.join(text[n] for text in on)} |" for n in on[0])
+
+
+def shown_sentence():
+    "Which techniques the ablation of `best` shows to help, and which not"
+    from pgolf.lab.found import worths
+    found = worths(facts("ablation"))
+    helps = [v.removeprefix("no ") for v, (mean, _, p) in found.items() if mean > 0 and p < 0.05]
+    return f"Shown to help (p < 0.05): {', '.join(helps)}. Of the other {len(found) - len(helps)} nothing good is shown in so short a run:"
+
+
 def result_block():
     "What `make run` prints near its end, from the record of that run"
     record = facts("tiny")
@@ -244,7 +262,8 @@ def readme(index):
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", lambda m: f"]({normpath('nbs/' + m[1])})", text)
     text = text.replace("<!-- wings -->", wings_table()).replace("<!-- techniques -->", techniques_table())
-    text = text.replace("<!-- result -->", result_block())
+    text = text.replace("<!-- result -->", result_block()).replace("<!-- compared -->", compared_rows())
+    text = text.replace("<!-- shown -->", shown_sentence())
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return text + "\n<!-- made from nbs/index.ipynb by `make readme`: edit there -->\n"
 
