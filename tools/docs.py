@@ -303,7 +303,7 @@ def record_lines(value, level=2):
 
 
 MADE_BY = {"tiny": "nbs/runs/record.ipynb", "tiny-audit": "nbs/runs/record.ipynb", "compare_web": "nbs/runs/compare.ipynb",
-           **dict.fromkeys(("ablation_pr2135", "search", "search2", "search_long"), "nbs/runs/ablation.ipynb")}
+           **dict.fromkeys(("ablation_pr2135", "search", "search_again", "search_long"), "nbs/runs/ablation.ipynb")}
 
 
 def record_pages(stage=STAGE):
