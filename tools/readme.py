@@ -129,7 +129,9 @@ def weights_of(cls):
 
     from pgolf import recipes
     from pgolf.model.part import Part
-    if not issubclass(cls, Part): return "0"  # it acts when a text is scored, and brings nothing along in the file
+    from pgolf.score.wrap import Predictor
+    if issubclass(cls, Predictor): return "0"  # it acts when a text is scored, and brings nothing along in the file
+    if not issubclass(cls, Part): return ""
     found = []
     for name in recipes.names():
         config = recipes.get(name).model
