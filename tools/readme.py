@@ -220,10 +220,10 @@ def compared_rows():
 
 def shown_sentence():
     "Which techniques the ablation of `best` shows to help, and which not"
-    from pgolf.lab.found import worths
-    found = worths(facts("ablation"))
-    helps = [v.removeprefix("no ") for v, (mean, _, p) in found.items() if mean > 0 and p < 0.05]
-    return f"Shown to help (p < 0.05): {', '.join(helps)}. Of the other {len(found) - len(helps)} nothing good is shown in so short a run:"
+    from pgolf.lab.found import shown, worths
+    record = facts("ablation")
+    helps = [v.removeprefix("no ") for v in shown(record)]
+    return f"Shown to help (p < 0.05): {', '.join(helps)}. Of the other {len(worths(record)) - len(helps)} nothing good is shown in so short a run:"
 
 
 def result_block():
