@@ -114,10 +114,11 @@ def fastest(
     bound:float=BOUND,
     margin:float=MARGIN,
 )->int: # which
-    "The fastest way within the bound; the first, unless another is faster by the margin"
-    limit = found[0][0] / margin
-    able = [i for i, (seconds, error) in enumerate(found) if error <= bound and seconds < limit]
-    return min(able, key=lambda i: found[i][0], default=0)
+    "The first way within the bound that no later one beats by the margin: equals are not for noise to choose"
+    best = 0
+    for i, (seconds, error) in enumerate(found):
+        if error <= bound and seconds < found[best][0] / margin: best = i
+    return best
 
 def best_way(
     ways:list[Compute],
