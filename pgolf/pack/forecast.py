@@ -68,10 +68,10 @@ def _units_of(forecast:Forecast, plan:Plan, name:str)->list[tuple]:
     return [(name, i, quantiser(f"{name}.{i}")) for i in range(len(p))]
 
 # %% ../../nbs/4_pack/forecast.ipynb #029e87b5
-def _matrix(p:Tensor, i:int|None)->Tensor: # at least 2-D
+def _matrix(p:Tensor, i:int|None)->Tensor: # [R, C]
     "A layer of a bank, or a parameter, as rows"
     w = p.detach() if i is None else p.detach()[i]
-    return w if w.ndim > 1 else w.reshape(1, -1)
+    return w.reshape(-1, w.shape[-1]) if w.ndim > 1 else w.reshape(1, -1)
 
 # %% ../../nbs/4_pack/forecast.ipynb #55e35999
 @torch.no_grad()
@@ -80,8 +80,7 @@ def _sketch(forecast:Forecast, name:str, i:int|None, q:Quantiser)->tuple[Tensor,
     rows = forecast.hessians.get("sensitivity", {}).get(name)
     if rows is not None:
         rows = rows if i is None else rows[i]
-        if rows.ndim == 0: rows = rows.reshape(1)
-        rows = rows[::forecast.every].float()
+        rows = rows.reshape(-1)[::forecast.every].float()
     w = _matrix(forecast.params[name], i)[::forecast.every].float()
     return w, q.sketch(w, name, rows)
 
