@@ -28,6 +28,7 @@ def ablations(
 )->dict:                   # technique -> overrides that take it away
     "What can be taken from a recipe, one at a time, read off its values"
     own = switches(recipe)
+    if recipe.eval.cut == "documents": own.pop("sliding windows", None) # learning within them needs it
     known = {*own, *technique_names(recipe)}
     titles = {word: title for title, words in own.items() for word in words}
     only = [titles.get(name, name) for name in only]
