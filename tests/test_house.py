@@ -273,6 +273,17 @@ def test_every_requirement_is_pinned():
     assert sorted(n for n in wanted if normal(n) not in pinned) == []
 
 
+PATIENT = [p for p in sorted(ROOT.glob("nbs/[0-9]_*/*.ipynb")) if '"#| slow' in p.read_text(encoding="utf8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PATIENT, ids=lambda p: p.stem)
+def test_cells_too_slow_for_every_day_run_too(page):
+    words = ["nbdev_test", "--path", page, "--flags", "slow", "--n_workers", "0"]
+    done = subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Success" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_the_notebook_check_sees_a_stale_module_an_edited_one_and_an_unclean_notebook(tmp_path):
     for folder in ("nbs", "pgolf"):
