@@ -303,7 +303,8 @@ def record_lines(value, level=2):
 
 
 MADE_BY = {"tiny": "nbs/runs/record.ipynb", "tiny-audit": "nbs/runs/record.ipynb", "compare_web": "nbs/runs/compare.ipynb",
-           **dict.fromkeys(("ablation_pr2135", "search", "search_again", "search_long"), "nbs/runs/ablation.ipynb")}
+           **dict.fromkeys(("ablation_pr2014", "ablation_pr2135", "search", "search_again", "search_long", "search_wide", "hint_orders", "ablation_softcap"),
+                           "nbs/runs/ablation.ipynb")}
 
 
 def record_pages(stage=STAGE):

@@ -141,21 +141,29 @@ def weights_of(cls):
     return f"{max(found):,}" if found else ""
 
 
-def cost(title, found):
-    "What taking a technique away costs in bits per byte, with the error of the difference; '' where not measured"
-    if f"no {title}" not in found:
-        return ""
-    mean, error, p = found[f"no {title}"]
-    return f"{mean:+.3f} ± {error:.3f}, p {p:.2g}"
+ABLATED = {"best": ["ablation"], "pr2135": ["ablation_pr2135", "ablation_softcap"], "pr2014": ["ablation_pr2014"]}  # records
 
 
-ABLATED = {"best": "ablation", "pr2135": "ablation_pr2135"}  # recipe -> record of its ablation
+def cost(recipe, found):
+    "What it costs a recipe in bits per byte, with the error of the difference and how often chance makes as much"
+    mean, error, p = found
+    return f"`{recipe}` {mean:+.3f} ± {error:.3f}, p {p:.2g}"
 
 
 def costs_of(title, used):
-    "What taking a technique from each of the two recipes costs; '' for one that has it not"
+    "What taking a technique away costs the recipes from which it was taken"
     from pgolf.lab.found import worths
-    return [cost(title, worths(facts(record))) if f"`{name}`" in used else "" for name, record in ABLATED.items()]
+    if title == "tilt in stream order": return cost_of_order()
+    found = [(name, worths(facts(record)).get(f"no {title}")) for name in ABLATED if f"`{name}`" in used for record in ABLATED[name]]
+    return "<br>".join(cost(name, f) for name, f in found if f)
+
+
+def cost_of_order():
+    "What hints in the order of scoring cost against the record's, which no decoder has"
+    from pgolf.lab.statistics import paired_difference
+    record = facts("hint_orders")
+    ours, theirs = (record["scores"][variant] for variant in ("all on", "hints in stream order"))
+    return cost(record["parameters"]["recipe"], paired_difference(ours, theirs))
 
 
 def entry_step(url):
@@ -192,18 +200,61 @@ def technique_rows():
         does = (cls.__doc__ or "").strip().splitlines()[0]
         used = users(cls)
         yield [f"[{promise(path)[0]}]({path.relative_to(ROOT)})", does, source_link(cls.source), entry_step(cls.source),
-               ", ".join(used), weights_of(cls), step_cost(cls.kind, costs), *costs_of(cls.title, used)]
+               ", ".join(used), weights_of(cls), step_cost(cls.kind, costs), costs_of(cls.title, used)]
     for technique, word in technique_fields().items():
         page, does, source = OF_FIELDS[technique]
         used = switched_in(technique)
         yield [f"[{technique[0].upper()}{technique[1:]}](nbs/{page}.ipynb)", does, source_link(source), entry_step(source),
-               ", ".join(used), "0", step_cost(word, costs), *costs_of(technique, used)]
+               ", ".join(used), "0", step_cost(word, costs), costs_of(technique, used)]
+    yield from numbers_rows()
+    yield from text_rows()
+    yield order_row()
+
+
+NUMBERS = {  # technique that is a number, as its ablation calls it -> notebook, what it does, source, is it in these settings?
+    "growth of context": ("3_train/growth", "A run begins on short sequences, and on many of them", f"{PULLS}/2014",
+                          lambda train: bool(train.context)),
+    "floor of the learning rate": ("3_train/schedule", "The learning rate ends at a tenth, not at zero", "",
+                                   lambda train: train.min_lr > 0)}
+
+
+def numbers_rows():
+    "Cells of the techniques that are numbers of a recipe's training"
+    from pgolf import recipes
+    for technique, (page, does, source, inside) in NUMBERS.items():
+        used = [f"`{name}`" for name in recipes.names() if inside(recipes.get(name).train)]
+        yield [f"[{technique[0].upper()}{technique[1:]}](nbs/{page}.ipynb)", does, source_link(source), entry_step(source),
+               ", ".join(used), "0", "", costs_of(technique, used)]
+
+
+def text_rows():
+    "Cells of the two transforms of a text, each against the form before it"
+    from pgolf.lab.found import forms_worth
+    from pgolf.recipes.frontier import FRONTIER
+    record, page, pull = facts("forms"), "nbs/1_text/caseops.ipynb", f"{PULLS}/1729"
+    first, fused = (cost(record["parameters"]["recipe"], found) for found in forms_worth(record).values())
+    used = ", ".join(f"`{name}`" for name in FRONTIER)
+    yield [f"[CaseOps]({page})", "Capitals are marks in the text, written before the tokenizer is trained", source_link(pull),
+           entry_step(pull), used, "0", "0", first]
+    yield [f"[CaseOps with fused marks]({page})", "A mark and the space before it are one symbol", source_link(f"{PULLS}/2109"),
+           "-0.0025, as it says itself", "", "0", "0", fused]
+
+
+def order_row():
+    "Cells of the order of rows, which changes bytes and no score"
+    record = json.loads((ROOT / "benchmarks" / "results" / "row_order.json").read_text(encoding="utf8"))
+    q = record["matrices"]["banks.up"]
+    brotli, ours = (f"{before - after:,} of {before:,} bytes less under {coder}"
+                    for coder, (before, after) in (("brotli", q["brotli"]), ("our coder", q["ours"])))
+    return ["[Rows in another order](nbs/4_pack/row_order.ipynb)", "Similar rows side by side, for a coder with a memory",
+            source_link(f"{PULLS}/1855"), entry_step(f"{PULLS}/1855"), "", "0", "",
+            f"`{record['recipe']}`, hidden units: {brotli}, {ours}"]
 
 
 def techniques_table():
     "Every technique with its notebook, its source, who uses it, what it costs and what it was worth here"
     head = ["technique", "what it does", "from", "its entry gained", "in recipes", "weights", "step, ms",
-            *(f"taken from `{name}`, bpb" for name in ABLATED)]
+            "taken away here, bpb"]
     lines = [head, ["---"] * len(head), *technique_rows()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
