@@ -31,6 +31,7 @@ def ablations(
     if recipe.eval.cut == "documents": own.pop("sliding windows", None) # learning within them needs it
     known = {*own, *technique_names(recipe)}
     titles = {word: title for title, words in own.items() for word in words}
+    if " ".join(only) in known: only = [" ".join(only)] # one name of two words, typed without a comma
     only = [titles.get(name, name) for name in only]
     for name in only:
         if name not in known: raise ConfigError(no_such(f"technique {name!r}", name, sorted(known)))
