@@ -1,7 +1,7 @@
 """What an order of rows saves on the codes of a finished run: under brotli, columns first as the records pack, and under our coder.
 
-    papermill nbs/runs/record.ipynb out/record.ipynb -p recipe pr2135 -p scale cpu -p out out/pr2135
-    python -m benchmarks.row_order out/pr2135 --json benchmarks/results/row_order.json
+    papermill nbs/runs/record.ipynb out/record-pr2135-cpu.ipynb -p recipe pr2135 -p scale cpu
+    python -m benchmarks.row_order out/pr2135-seed1-cpu --json benchmarks/results/row_order.json
 
 The rows of `banks.up` are hidden units: their order is free. Every other order has to be stored beside the codes.
 """

@@ -35,6 +35,8 @@ def ablations(
     only = [titles.get(name, name) for name in only]
     for name in only:
         if name not in known: raise ConfigError(no_such(f"technique {name!r}", name, sorted(known)))
+        if name not in own:
+            raise ConfigError(f"{name} cannot be taken from {recipe.name}: name one of {', '.join(own)}")
     return {t: words for t, words in own.items() if not only or t in only}
 
 # %% ../../nbs/7_lab/study.ipynb #f574e493

@@ -114,7 +114,7 @@ def fastest(
     bound:float=BOUND,
     margin:float=MARGIN,
 )->int: # which
-    "The first way within the bound that no later one beats by the margin: equals are not for noise to choose"
+    "The first way within the bound that no later one beats by the margin, so that noise decides less"
     best = 0
     for i, (seconds, error) in enumerate(found):
         if error <= bound and seconds < found[best][0] / margin: best = i
